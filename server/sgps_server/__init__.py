@@ -1,0 +1,1 @@
+"""The program at the coordinating centre. It needs no torch."""

@@ -1,0 +1,46 @@
+"""Errors that a person reads: one line that says what is wrong, where, and what to do.
+
+    SgpsError                 exit code 1
+    ├── InputError            2   a file, image, table or argument cannot be used
+    ├── ConfigError           3   a setting is missing, unknown or not allowed
+    ├── SignatureError        4   a signature, hash or key does not fit: nothing was used
+    ├── RefusedError          5   the site's own rules or budget say no
+    ├── NetworkError          6   the coordinator cannot be reached
+    └── StateError            7   files on disk contradict each other, or another process holds them
+"""
+
+
+class SgpsError(Exception):
+    """Something a person can mend. `str()` is one line; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = "", do: str = "") -> None:
+        """what: the fault; where: file, row or field; do: the next step."""
+        self.what, self.where, self.do = what, str(where), do
+        parts = [f"{self.where}: {what}" if self.where else what, do]
+        super().__init__(" - ".join(" ".join(p.split()) for p in parts if p))
+
+
+class InputError(SgpsError):
+    exit_code = 2
+
+
+class ConfigError(SgpsError):
+    exit_code = 3
+
+
+class SignatureError(SgpsError):
+    exit_code = 4
+
+
+class RefusedError(SgpsError):
+    exit_code = 5
+
+
+class NetworkError(SgpsError):
+    exit_code = 6
+
+
+class StateError(SgpsError):
+    exit_code = 7

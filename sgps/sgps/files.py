@@ -1,0 +1,81 @@
+"""Files that are written whole or not at all, and read only up to a size."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sgps.errors import InputError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """After this returns a crash leaves the new file; before, the old one or none. Never half of either."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; it is renamed to `path` when the block ends well, else removed.
+
+    Raises InputError when `path` exists already: nothing is overwritten.
+    """
+    if path.exists():
+        raise InputError("exists already", where=path, do="choose another name or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield work
+        for file in work.rglob("*"):
+            handle = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        work.chmod(mode)
+        work.rename(path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The bytes of a file of at most `limit` bytes. Raises InputError when it is missing, unreadable or larger."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", where=path) from error
+    if len(data) > limit:
+        raise InputError(f"is larger than {limit:,} bytes", where=path, do="check that this is the right file")
+    return data
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
