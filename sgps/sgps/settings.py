@@ -30,7 +30,7 @@ S = TypeVar("S", bound=BaseModel)
 class _Loader(yaml.SafeLoader):
     """Every scalar stays text. A key written twice is an error."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012
+    yaml_implicit_resolvers = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
