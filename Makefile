@@ -1,0 +1,44 @@
+# Two commands: `make demo` and `make test`. Each makes .venv from requirements.lock when it is missing or stale.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.sgps-lock
+SGPS_DATA ?=
+DEMO_OUT ?= demo-out
+
+.PHONY: install demo test lint fast lock pretrain clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ -f $(STAMP) ] && cmp -s requirements.lock $(STAMP); then \
+	  echo "requirements.lock is unchanged"; \
+	else \
+	  echo "Making $(VENV) from requirements.lock (several GB: the science needs torch)"; \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }; \
+	  rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@cp requirements.lock $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/sgps demo --out $(DEMO_OUT) $(if $(SGPS_DATA),--data $(SGPS_DATA))
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+fast: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test: fast
+	$(BIN)/python -m pytest -q -m slow
+
+lock:
+	uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -o requirements.lock
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT)
