@@ -1,0 +1,145 @@
+"""A class of drawn lesions: how likely each attribute is, the mean of each colour, and the size."""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sgps.draw.canvas import generator
+from sgps.draw.vocabulary import ATTRIBUTE_NAMES, ATTRIBUTES, COLOUR_MEANS, MULTIPLE
+
+_STATED: Final = 0.5
+_STATED_ABSENT: Final = 0.15
+_PROFILE_STREAM: Final = 1
+_TRUTH_STREAM: Final = 2
+
+# How often a random class has a value as its leading one (groups with one value) or at all (groups with several).
+_LEADING: Final[Mapping[str, tuple[float, ...]]] = MappingProxyType(
+    {
+        "symmetry": (0.40, 0.28, 0.32),
+        "border": (0.32, 0.24, 0.20, 0.24),
+        "colours": (0.50, 0.36, 0.16, 0.18, 0.18, 0.20, 0.10, 0.12, 0.10, 0.16),
+        "network": (0.44, 0.17, 0.16, 0.11, 0.12),
+        "globules": (0.52, 0.16, 0.18, 0.14),
+        "streaks": (0.64, 0.18, 0.18),
+        "structureless": (0.56, 0.10, 0.14, 0.10, 0.10),
+        "vessels": (0.46, 0.10, 0.10, 0.08, 0.08, 0.09, 0.09),
+        "keratin": (0.16, 0.13, 0.10, 0.12),
+        "bcc signs": (0.10, 0.08, 0.07, 0.08),
+        "vascular": (0.08, 0.08, 0.04),
+        "centre": (0.86, 0.14),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A class of drawn lesions.
+
+    ``probabilities``: group -> one probability per value of ``ATTRIBUTES[group]``; they sum to 1 in groups where exactly one
+    value holds and are independent in groups of ``MULTIPLE``. ``palette``: colour name -> mean RGB in [0, 1].
+    ``size``: mean radius of the lesion in picture sides; ``size_spread``: its standard deviation.
+    Raises ValueError when a group is missing or its probabilities do not fit.
+    """
+
+    id: str
+    probabilities: Mapping[str, tuple[float, ...]]
+    palette: Mapping[str, tuple[float, float, float]] = field(default_factory=lambda: COLOUR_MEANS)
+    size: float = 0.30
+    size_spread: float = 0.04
+
+    def __post_init__(self) -> None:
+        if set(self.probabilities) != set(ATTRIBUTES):
+            odd = sorted(set(self.probabilities) ^ set(ATTRIBUTES))
+            raise ValueError(f"profile {self.id}: attribute groups missing or unknown: {', '.join(odd)}")
+        for group, values in ATTRIBUTES.items():
+            p = self.probabilities[group]
+            if len(p) != len(values) or not all(0 <= v <= 1 for v in p):
+                raise ValueError(f"profile {self.id}, group {group}: give {len(values)} probabilities in [0, 1]")
+            if group not in MULTIPLE and abs(sum(p) - 1) > 1e-6:
+                raise ValueError(f"profile {self.id}, group {group}: probabilities sum to {sum(p):.4f}, not 1")
+        if set(self.palette) != set(COLOUR_MEANS):
+            raise ValueError(f"profile {self.id}: the palette must name exactly the colours of the vocabulary")
+
+    @property
+    def key(self) -> int:
+        """A number for the id, mixed into every patient's seed so that two classes never share patients."""
+        return zlib.crc32(self.id.encode())
+
+
+def _single(rng: np.random.Generator, leading: tuple[float, ...]) -> tuple[float, ...]:
+    p = np.array(leading) / sum(leading)
+    first = int(rng.choice(len(p), p=p))
+    # The rest goes where values are common anyway, mostly to one of them.
+    rest = rng.dirichlet(p * 2 + 0.05)
+    rest[first] = 0.0
+    rest = rest / rest.sum() if rest.sum() > 1e-9 else (np.arange(len(p)) != first) / (len(p) - 1)
+    share = rng.uniform(0.76, 0.97)
+    out = (1 - share) * rest
+    out[first] = share
+    return tuple(float(v) for v in out / out.sum())
+
+
+def _several(rng: np.random.Generator, leading: tuple[float, ...]) -> tuple[float, ...]:
+    present = rng.random(len(leading)) < np.array(leading)
+    high, low = rng.uniform(0.7, 0.97, len(leading)), rng.uniform(0.0, 0.1, len(leading))
+    return tuple(float(v) for v in np.where(present, high, low))
+
+
+def draw_profile(seed: int) -> Profile:
+    """The random class number ``seed`` (0 or more); its id is ``drawn-NNNN``. Raises ValueError for a negative seed."""
+    if seed < 0:
+        raise ValueError(f"profile seed {seed}: must be 0 or more")
+    rng = generator(_PROFILE_STREAM, seed)
+    chances: dict[str, tuple[float, ...]] = {}
+    for group, leading in _LEADING.items():
+        chances[group] = (_several if group in MULTIPLE else _single)(rng, leading)
+    colours = list(chances["colours"])
+    if max(colours) < _STATED:
+        weights = np.array(_LEADING["colours"])
+        colours[int(rng.choice(len(colours), p=weights / weights.sum()))] = float(rng.uniform(0.85, 0.97))
+    chances["colours"] = tuple(colours)
+    if chances["structureless"][1] > _STATED:
+        # Homogeneous pigment is the absence of network, globules and streaks.
+        for group in ("network", "globules", "streaks"):
+            rest = (1 - 0.95) / (len(ATTRIBUTES[group]) - 1)
+            chances[group] = (0.95,) + (rest,) * (len(ATTRIBUTES[group]) - 1)
+    shift = rng.normal(0, 0.035, (len(COLOUR_MEANS), 3))
+    palette = {
+        name: (
+            float(np.clip(mean[0] + d[0], 0, 1)),
+            float(np.clip(mean[1] + d[1], 0, 1)),
+            float(np.clip(mean[2] + d[2], 0, 1)),
+        )
+        for (name, mean), d in zip(COLOUR_MEANS.items(), shift, strict=True)
+    }
+    return Profile(f"drawn-{seed:04d}", chances, palette, float(rng.uniform(0.24, 0.37)), float(rng.uniform(0.02, 0.05)))
+
+
+def sampled_attributes(profile: Profile, seed: int) -> dict[str, tuple[str, ...]]:
+    """The attributes that patient ``seed`` of ``profile`` really has: group -> values (one, or any number in ``MULTIPLE``)."""
+    rng = generator(_TRUTH_STREAM, profile.key, seed)
+    truth: dict[str, tuple[str, ...]] = {}
+    for group, values in ATTRIBUTES.items():
+        p = np.array(profile.probabilities[group])
+        if group in MULTIPLE:
+            present = rng.random(len(p)) < p
+            if group == "colours" and not present.any():
+                present[int(p.argmax())] = True
+            truth[group] = tuple(v for v, here in zip(values, present, strict=True) if here)
+        else:
+            truth[group] = (values[int(rng.choice(len(p), p=p / p.sum()))],)
+    return truth
+
+
+def attribute_vector(profile: Profile) -> npt.NDArray[np.float32]:
+    """Signed attributes [len(ATTRIBUTE_NAMES)]: +1 where a value is typical, -1 where it hardly occurs, 0 between."""
+    p = np.array([v for group in ATTRIBUTES for v in profile.probabilities[group]])
+    vector = np.where(p >= _STATED, 1, np.where(p <= _STATED_ABSENT, -1, 0)).astype(np.float32)
+    if vector.shape != (len(ATTRIBUTE_NAMES),):
+        raise ValueError(f"profile {profile.id}: {vector.size} attributes, the vocabulary has {len(ATTRIBUTE_NAMES)}")
+    return vector
