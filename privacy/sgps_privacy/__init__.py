@@ -1,0 +1,1 @@
+"""The promise of a site: what is private, what it costs, what is written down before, and what may leave."""

@@ -1,0 +1,33 @@
+"""Files that are whole or not there, also after a crash."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes creations, renames and removals in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """`data` under `path`, mode 0600: temporary name in the same folder, fsync, rename, fsync of the folder."""
+    torn = path.with_suffix(".tmp")
+    handle = os.open(torn, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(torn, path)
+    sync_folder(path.parent)
+
+
+def remove_torn(folder: Path) -> None:
+    """Removes temporary files that a crash left in `folder`."""
+    for torn in folder.glob("*.tmp"):
+        torn.unlink()
+    sync_folder(folder)
