@@ -1,12 +1,12 @@
 """Errors that a person reads: one line that says what is wrong, where, and what to do.
 
-    SgpsError                 exit code 1
-    ├── InputError            2   a file, image, table or argument cannot be used
-    ├── ConfigError           3   a setting is missing, unknown or not allowed
-    ├── SignatureError        4   a signature, hash or key does not fit: nothing was used
-    ├── RefusedError          5   the site's own rules or budget say no
-    ├── NetworkError          6   the coordinator cannot be reached
-    └── StateError            7   files on disk contradict each other, or another process holds them
+SgpsError                 exit code 1
+├── InputError            2   a file, image, table or argument cannot be used
+├── ConfigError           3   a setting is missing, unknown or not allowed
+├── SignatureError        4   a signature, hash or key does not fit: nothing was used
+├── RefusedError          5   the site's own rules or budget say no
+├── NetworkError          6   the coordinator cannot be reached
+└── StateError            7   files on disk contradict each other, or another process holds them
 """
 
 

@@ -36,4 +36,6 @@ class Kit(Settings):
         try:
             return cls.model_validate_json(read_limited(path, LIMIT))
         except ValidationError as error:
-            raise InputError(f"is not a kit: {'; '.join(problems(error))}", where=path, do="ask the coordinator for it again") from error
+            raise InputError(
+                f"is not a kit: {'; '.join(problems(error))}", where=path, do="ask the coordinator for it again"
+            ) from error

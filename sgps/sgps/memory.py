@@ -219,7 +219,10 @@ def noise_threshold(sigmas: Sequence[float], coordinates: Coordinates) -> float:
     weight = _weights(counts, np.maximum(counts, 0).max(1, keepdims=True))
     variance = np.array([_row_variance(s, coordinates) for s in sigmas])
     worth = _worth(
-        (weight * counts).sum(1), (weight**2 * np.maximum(counts, 0)).sum(1), (weight**2 * variance).sum(1), coordinates.within
+        (weight * counts).sum(1),
+        (weight**2 * np.maximum(counts, 0)).sum(1),
+        (weight**2 * variance).sum(1),
+        coordinates.within,
     )
     return float(np.quantile(worth, _NOISE_QUANTILE))
 

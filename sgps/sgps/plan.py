@@ -78,7 +78,9 @@ class SignedPlan(Settings):
             return Plan.model_validate(json.loads(data))
         except (ValueError, RecursionError) as error:
             lines = problems(error) if isinstance(error, ValidationError) else [str(error)]
-            raise SignatureError(f"signed, but not a plan: {'; '.join(lines)}", where="plan", do="update the client") from error
+            raise SignatureError(
+                f"signed, but not a plan: {'; '.join(lines)}", where="plan", do="update the client"
+            ) from error
 
 
 def arrays_sha256(arrays: dict[str, Any]) -> str:

@@ -167,7 +167,9 @@ def encoder_sha256(base: Mapping[str, np.ndarray[Any, Any]], architecture: Archi
     return digest.hexdigest()
 
 
-def write(target: Path, contents: Mapping[str, bytes | Path], manifest: Manifest, key: Ed25519PrivateKey | None) -> None:
+def write(
+    target: Path, contents: Mapping[str, bytes | Path], manifest: Manifest, key: Ed25519PrivateKey | None
+) -> None:
     """Write a release folder whole or not at all; `files` of the manifest is filled in here.
 
     contents: for each of FILES its bytes, or a path whose content is linked or copied. key: none leaves it unsigned (the release

@@ -20,7 +20,12 @@ class Settings(BaseModel):
     """Frozen. An unknown key, an empty text, an infinity or a NaN is an error."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, str_min_length=1, validate_default=True, hide_input_in_errors=True
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        str_min_length=1,
+        validate_default=True,
+        hide_input_in_errors=True,
     )
 
 
@@ -59,7 +64,10 @@ def parse(text: str, where: object) -> Any:
 
 def problems(error: ValidationError) -> list[str]:
     """One line for each key that does not fit."""
-    return [f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+    return [
+        f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg'].removeprefix('Value error, ')}"
+        for e in error.errors()
+    ]
 
 
 def load(path: Path, model: type[S]) -> S:
