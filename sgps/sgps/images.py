@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sgps.errors import InputError
 from sgps.files import read_limited
@@ -49,7 +49,7 @@ def decode(data: bytes, where: object) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise _too_many_pixels(where) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError("is not a picture", where=where, do=f"give one of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's decoders raise whatever broken bytes make them raise
         raise InputError("is damaged or cut off", where=where, do="export or copy the picture again") from error
@@ -60,7 +60,7 @@ def read(path: Path) -> Image.Image:
     return decode(read_limited(path, BYTES_LIMIT), path)
 
 
-def from_array(pixels: np.ndarray, where: object) -> Image.Image:  # type: ignore[type-arg]
+def from_array(pixels: np.ndarray, where: object) -> Image.Image:
     """uint8 [h, w, 3] -> picture under the same limits. Raises InputError."""
     image = Image.fromarray(pixels)
     _check_header(image, where)
