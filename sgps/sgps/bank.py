@@ -1,0 +1,147 @@
+"""The reference bank: public classes beside which a disease is judged.
+
+bank.safetensors holds, for C classes and n samples of f features (means over eight views, under the base network):
+
+    classes        uint8: JSON text, a list of C mappings id, name, domain, text
+    embedding      [C, 384] float16: sentence embeddings of the texts
+    means          [C, f] float16: class means over lesions that are not among the samples, where there are enough
+    features       [n, f] float16: one lesion each
+    label          [n] int16: place in `classes`
+    apart          [n] uint8: 1 for the half of each class that is kept apart to measure false alarms; the rest calibrates
+    pictures       uint8: JPEG files end to end, of drawn lesions only
+    picture.row    [p] int32: which sample a picture shows
+    picture.end    [p] int64: where it ends in `pictures`
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from sgps.errors import SignatureError
+from sgps.release import BANK, Release
+
+Array = NDArray[Any]
+_FEWEST = 4  # samples of a class: two calibrate, two are kept apart
+
+
+@dataclass(frozen=True)
+class BankClass:
+    """One public class. domain: what kind of picture it is (dermoscopy, chest x-ray, drawn, ...)."""
+
+    id: str
+    name: str
+    domain: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Arrays as in the module's text, features and means as float32. Build with `build`, read with `Bank.of`."""
+
+    classes: tuple[BankClass, ...]
+    embedding: Array
+    means: Array
+    features: Array
+    label: Array
+    apart: Array
+    pictures: Mapping[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, release: Release) -> "Bank":
+        """The bank of a verified release. Raises SignatureError when it is not one."""
+        try:
+            return cls.from_arrays(release.tensors(BANK))
+        except ValueError as error:
+            raise SignatureError(str(error), where=release.folder / BANK, do="get the release again") from error
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> "Bank":
+        """The inverse of `arrays`. Raises ValueError when a name is missing or a shape does not fit."""
+        try:
+            classes = tuple(BankClass(**c) for c in json.loads(arrays["classes"].tobytes()))
+            embedding, means, features = (np.asarray(arrays[n], np.float32) for n in ("embedding", "means", "features"))
+            label, apart = arrays["label"].astype(np.int64), arrays["apart"].astype(bool)
+            rows, ends, data = arrays["picture.row"], arrays["picture.end"], arrays["pictures"].tobytes()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the bank cannot be read: {error}") from error
+        n, c = len(features), len(classes)
+        fits = (
+            features.ndim == means.ndim == embedding.ndim == 2
+            and label.shape == apart.shape == (n,)
+            and len(means) == len(embedding) == c
+            and means.shape[1] == features.shape[1]
+            and len(rows) == len(ends)
+            and (not n or (label.min() >= 0 and label.max() < c))
+            and all(np.isfinite(a).all() for a in (embedding, means, features))
+        )
+        if not fits:
+            raise ValueError("the arrays of the bank do not fit each other")
+        starts = [0, *ends[:-1].tolist()]
+        pictures = {int(r): data[a:b] for r, a, b in zip(rows, starts, ends.tolist(), strict=True)}
+        return cls(classes, embedding, means, features, label, apart, pictures)
+
+    def arrays(self) -> dict[str, Array]:
+        rows = sorted(self.pictures)
+        files = [self.pictures[r] for r in rows]
+        text = json.dumps([vars(c) for c in self.classes], ensure_ascii=False, sort_keys=True).encode()
+        return {
+            "classes": np.frombuffer(text, np.uint8),
+            "embedding": self.embedding.astype(np.float16),
+            "means": self.means.astype(np.float16),
+            "features": self.features.astype(np.float16),
+            "label": self.label.astype(np.int16),
+            "apart": self.apart.astype(np.uint8),
+            "pictures": np.frombuffer(b"".join(files), np.uint8),
+            "picture.row": np.array(rows, np.int32),
+            "picture.end": np.cumsum([len(f) for f in files], dtype=np.int64),
+        }
+
+    def to_bytes(self) -> bytes:
+        """bank.safetensors. The same bank gives the same bytes."""
+        return bytes(save({n: np.ascontiguousarray(a) for n, a in sorted(self.arrays().items())}))
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(sorted({c.domain for c in self.classes}))
+
+    def of_domain(self, domain: str) -> list[int]:
+        """Places of the classes of one domain."""
+        return [i for i, c in enumerate(self.classes) if c.domain == domain]
+
+    def samples(self, classes: Sequence[int], apart: bool) -> Array:
+        """Rows of the samples of these classes, of the half that is kept apart or of the one that calibrates."""
+        return np.flatnonzero(np.isin(self.label, list(classes)) & (self.apart == apart))
+
+
+def build(
+    classes: Sequence[BankClass],
+    embedding: Array,
+    features: Array,
+    label: Array,
+    means: Array | None = None,
+    pictures: Mapping[int, bytes] | None = None,
+    seed: int = 0,
+) -> Bank:
+    """A bank from public statistics: every class is halved at random into calibration and kept apart.
+
+    features [n, f], one lesion each; label [n]: place in classes; means [C, f] over other lesions of the classes: without them,
+    of the half that calibrates. pictures: JPEG bytes by sample, of drawn lesions only. Raises ValueError when a class has fewer
+    than four samples or an id comes twice.
+    """
+    if len({c.id for c in classes}) != len(classes):
+        raise ValueError("a class of the bank comes twice")
+    random, apart = np.random.default_rng(seed), np.zeros(len(features), bool)
+    for place, c in enumerate(classes):
+        rows = np.flatnonzero(label == place)
+        if len(rows) < _FEWEST:
+            raise ValueError(f"class {c.id} of the bank has {len(rows)} samples, needs {_FEWEST}")
+        apart[random.permutation(rows)[: len(rows) // 2]] = True
+    if means is None:
+        means = np.stack([features[(label == i) & ~apart].mean(0) for i in range(len(classes))])
+    return Bank(tuple(classes), embedding, means, features, label, apart, dict(pictures or {}))
