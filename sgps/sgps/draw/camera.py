@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter
 
 from sgps.draw.canvas import REACH, Array, generator
+from sgps.errors import InputError
 
 _CAMERA_STREAM: Final = 3
 Pixels = npt.NDArray[np.uint8]
@@ -25,6 +26,7 @@ class Camera:
     ``exposure``: mean log gain; ``contrast``: factor around mid grey; ``vignette``: loss of light in the corners;
     ``ring``: chance of a black lens ring of radius ``ring_radius``; ``hair``: mean number of hairs; ``ruler``, ``bubbles``:
     chances; ``blur``: largest blur; ``jpeg``: lowest and highest quality; ``zoom``: lowest and highest magnification.
+    Raises InputError when a chance is outside [0, 1] or a range is upside down.
     """
 
     id: str = "camera-default"
@@ -36,18 +38,27 @@ class Camera:
     vignette: float = 0.12
     ring: float = 0.08
     ring_radius: float = 0.56
-    hair: float = 2.5
+    hair: float = 1.8
     ruler: float = 0.08
     bubbles: float = 0.10
     blur: float = 0.004
     jpeg: tuple[int, int] = (80, 95)
     zoom: tuple[float, float] = (0.88, 1.12)
 
+    def __post_init__(self) -> None:
+        for name in ("ring", "ruler", "bubbles", "vignette"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be in [0, 1]", where=self.id)
+        if min(self.hair, self.blur, self.cast_spread, self.exposure_spread) < 0:
+            raise InputError("hair, blur and spreads must be 0 or more", where=self.id)
+        if not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100 or not 0.5 <= self.zoom[0] <= self.zoom[1] <= 2:
+            raise InputError("jpeg must be a range in 1..100, zoom a range in 0.5..2", where=self.id)
+
 
 def draw_camera(seed: int) -> Camera:
-    """The random site number ``seed`` (0 or more). Raises ValueError for a negative seed."""
+    """The random site number ``seed`` (0 or more). Raises InputError for a negative seed."""
     if seed < 0:
-        raise ValueError(f"camera seed {seed}: must be 0 or more")
+        raise InputError("must be 0 or more", where=f"camera seed {seed}")
     rng = generator(_CAMERA_STREAM, seed)
     cast = np.exp(rng.normal(0, 0.07, 3))
     low = float(rng.uniform(0.8, 1.0))
@@ -92,27 +103,30 @@ def _cut(sheet: Pixels, camera: Camera, rng: np.random.Generator, size: int) -> 
 
 def _hairs(image: Image.Image, camera: Camera, rng: np.random.Generator) -> None:
     size = image.width
-    draw = ImageDraw.Draw(image)
-    shade = rng.uniform(0.2, 1.0)
-    t = np.linspace(-1, 1, 9)
-    for _ in range(int(rng.poisson(camera.hair))):
-        x, y = rng.uniform(0, size, 2)
-        angle, bend, half = rng.uniform(0, np.pi), rng.normal(0, 0.12), rng.uniform(0.25, 0.8) * size
+    count, shade = int(rng.poisson(camera.hair)), rng.uniform(0.0, 1.0)
+    if count == 0:
+        return
+    veil = Image.new("L", (2 * size, 2 * size))
+    draw = ImageDraw.Draw(veil)
+    t = np.linspace(-1, 1, 13)
+    for _ in range(count):
+        x, y = rng.uniform(0, 2 * size, 2)
+        angle, bend, half = rng.uniform(0, np.pi), rng.normal(0, 0.14), rng.uniform(0.4, 1.6) * size
         u, v = t * half, bend * half * t * t
         points = np.stack([x + np.cos(angle) * u - np.sin(angle) * v, y + np.sin(angle) * u + np.cos(angle) * v], 1)
-        colour = (int(30 + 60 * shade), int(22 + 38 * shade), int(18 + 26 * shade))
-        draw.line(points.ravel().tolist(), fill=colour, width=max(1, round(size * rng.uniform(0.004, 0.011))))
+        draw.line(points.ravel().tolist(), fill=235, width=max(1, round(2 * size * rng.uniform(0.004, 0.010))))
+    image.paste((int(30 + 80 * shade), int(22 + 48 * shade), int(18 + 30 * shade)), mask=veil.reduce(2))
 
 
 def _ruler(image: Image.Image, rng: np.random.Generator) -> None:
     size = image.width
     draw = ImageDraw.Draw(image)
     step, start = size * rng.uniform(0.045, 0.07), rng.uniform(0, 0.05) * size
-    far = rng.random() < 0.5
+    far, upright = rng.random(2) < 0.5
     for i, at in enumerate(np.arange(start, size, step).tolist()):
         long = size * (0.075 if i % 5 == 0 else 0.04)
-        ends = (size - 1 - long, size - 1) if far else (0, long)
-        draw.line((at, ends[0], at, ends[1]), fill=(35, 35, 40), width=max(1, size // 110))
+        a, b = (size - 1 - long, size - 1) if far else (0.0, long)
+        draw.line((a, at, b, at) if upright else (at, a, at, b), fill=(35, 35, 40), width=max(1, size // 110))
 
 
 def _bubbles(image: Image.Image, rng: np.random.Generator) -> None:

@@ -25,7 +25,7 @@ def generator(*keys: int) -> np.random.Generator:
 @lru_cache(maxsize=16)
 def axes(side: int) -> tuple[Array, Array]:
     """x [1, side] and y [side, 1] of pixel centres, in picture sides from the centre of the sheet."""
-    line = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * np.float32(REACH)
+    line = (((np.arange(side) + 0.5) / side * 2 - 1) * REACH).astype(np.float32)
     line.setflags(write=False)
     return line[None, :], line[:, None]
 
@@ -47,7 +47,7 @@ def smooth_noise(rng: np.random.Generator, side: int, cells: int, mirrors: int =
 
 def ramp(field: Array, low: float, high: float) -> Array:
     """0 below ``low``, 1 above ``high``, a smooth cubic between; ``low > high`` reverses it."""
-    t = np.clip((field - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
+    t: Array = np.clip((field - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
     return t * t * (3 - 2 * t)
 
 

@@ -1,9 +1,11 @@
 """Drawn patients written as an ordinary image folder, so that they enter a site like any other data set."""
 
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from PIL import Image
 
@@ -11,8 +13,11 @@ from sgps.draw.camera import Camera
 from sgps.draw.canvas import generator
 from sgps.draw.patient import draw_patient
 from sgps.draw.profile import Profile
+from sgps.errors import InputError
+from sgps.files import new_folder
 
-_FOLDER_STREAM = 7
+_FOLDER_STREAM: Final = 7
+_NUMBERS: Final = 1 << 20
 
 
 def write_folder(
@@ -26,34 +31,31 @@ def write_folder(
 ) -> Path:
     """Write ``path/<class id>/<image id>.jpg`` and ``path/table.csv`` (image_id, patient, dx); returns ``path``.
 
-    Patients of other ``seed`` values are other patients. The table comes last and by rename, so a folder that has one is
-    whole. Raises ValueError when two profiles share an id or a number is out of range, FileExistsError when ``path`` already
-    holds anything.
+    Other ``seed`` values give other patients of the same classes. The folder appears whole or not at all. Raises InputError
+    when two profiles share an id, a number is out of range, or ``path`` exists.
     """
     folder = Path(path)
     ids = [p.id for p in profiles]
     if not ids or len(set(ids)) != len(ids):
-        raise ValueError("profiles: give at least one, each with an id of its own")
-    if patients_per_class < 1 or seed < 0:
-        raise ValueError(f"patients_per_class {patients_per_class}, seed {seed}: must be at least 1 and 0")
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder}: the folder is not empty; give a new one")
-    numbers = generator(_FOLDER_STREAM, seed).permutation(2**20)
-    rows: list[tuple[str, str, str]] = []
-    for c, profile in enumerate(profiles):
-        (folder / profile.id).mkdir(parents=True, exist_ok=True)
-        for p in range(patients_per_class):
-            number = int(numbers[c * patients_per_class + p])
-            for v, picture in enumerate(draw_patient(profile, number, views, camera, size)):
-                name = f"D{number:07d}-{v}"
-                Image.fromarray(picture).save(folder / profile.id / f"{name}.jpg", "JPEG", quality=95)
-                rows.append((name, f"P{number:07d}", profile.id))
-    part = folder / "table.csv.part"
-    with part.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(("image_id", "patient", "dx"))
-        writer.writerows(rows)
-        out.flush()
-        os.fsync(out.fileno())
-    part.rename(folder / "table.csv")
+        raise InputError("give at least one profile, each with an id of its own", where="profiles")
+    if patients_per_class < 1 or seed < 0 or len(ids) * patients_per_class > _NUMBERS:
+        raise InputError(
+            f"patients_per_class must be at least 1, seed 0 or more, patients in all at most {_NUMBERS:,}",
+            where=f"patients_per_class {patients_per_class}, seed {seed}",
+        )
+    # Drawn without replacement over all classes: a patient number names one person, as in a hospital.
+    numbers = generator(_FOLDER_STREAM, seed).permutation(_NUMBERS).tolist()
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(("image_id", "patient", "dx"))
+    with new_folder(folder) as work:
+        for profile in profiles:
+            (work / profile.id).mkdir()
+            for _ in range(patients_per_class):
+                number = numbers.pop()
+                for v, picture in enumerate(draw_patient(profile, number, views, camera, size)):
+                    name = f"D{number:07d}-{v}"
+                    Image.fromarray(picture).save(work / profile.id / f"{name}.jpg", "JPEG", quality=95)
+                    writer.writerow((name, f"P{number:07d}", profile.id))
+        (work / "table.csv").write_text(table.getvalue(), encoding="utf-8", newline="")
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 
 from sgps.draw.canvas import REACH, Array, axes, enlarge, paint, ramp, smooth_noise
 
-_MIRRORS: Final = {"symmetric": 2, "asymmetric in one axis": 1, "asymmetric in two axes": 0}
+MIRRORS: Final = {"symmetric": 2, "asymmetric in one axis": 1, "asymmetric in two axes": 0}
 _SKIN_TONES: Final = np.array([[0.95, 0.80, 0.72], [0.90, 0.71, 0.60], [0.79, 0.57, 0.45], [0.58, 0.39, 0.30]])
 _SKIN_AT: Final = np.array([0.0, 0.45, 0.8, 1.0])
 
@@ -81,7 +81,7 @@ def outline(rng: np.random.Generator, side: int, radius: float, symmetry: str, b
     x, y = x * np.float32(stretch), y / np.float32(stretch)
     rho = np.sqrt(x * x + y * y)
     theta = np.arctan2(y, x)
-    mirrors = _MIRRORS[symmetry]
+    mirrors = MIRRORS[symmetry]
     orders = np.arange(2, 8)
     size = rng.normal(0, 1, len(orders)) * np.array([0.07, 0.06, 0.045, 0.03, 0.025, 0.02])
     phase = rng.uniform(0, 2 * np.pi, len(orders))
@@ -102,11 +102,11 @@ def outline(rng: np.random.Generator, side: int, radius: float, symmetry: str, b
         wave += np.float32(a) * np.cos(np.float32(k) * theta + np.float32(f))
     depth = np.float32(radius) * (1 + wave) - rho
     if border == "moth-eaten":
-        bites = int(rng.integers(9, 15))
-        where = (np.arange(bites) + rng.uniform(-0.3, 0.3, bites)) * (2 * np.pi / bites)
+        bites = int(rng.integers(6, 11))
+        where = (np.arange(bites) + rng.uniform(-0.45, 0.45, bites)) * (2 * np.pi / bites)
         for angle in where:
             far = radius * rng.uniform(0.98, 1.08)
-            r = radius * rng.uniform(0.15, 0.26)
+            r = radius * rng.uniform(0.14, 0.34)
             gap = np.hypot(x - np.float32(far * np.cos(angle)), y - np.float32(far * np.sin(angle))) - np.float32(r)
             np.minimum(depth, gap, out=depth)
     depth = enlarge(depth.astype(np.float32), side)
@@ -132,9 +132,13 @@ def pigment(lesion: Lesion) -> None:
         paint(lesion.sheet, body, lesion.colours[ground])
     else:
         paint(lesion.sheet, body * np.float32(0.6), lesion.colours["skin"])
-    clumps = smooth_noise(rng, lesion.side, 14)
+    clumps = smooth_noise(rng, lesion.side, 14) + np.float32(0.7) * smooth_noise(rng, lesion.side, 40)
     shade = smooth_noise(rng, lesion.side, 5, lesion.mirrors)
-    tone = (np.float32(0.05) * clumps + np.float32(0.07) * shade) * lesion.mask
+    tone = (np.float32(0.045) * clumps + np.float32(0.07) * shade) * lesion.mask
+    # Pigment is a little denser towards the edge of some lesions and in the middle of others.
+    tone += (
+        np.float32(rng.uniform(-0.14, 0.14)) * (ramp(lesion.depth, 0.0, lesion.radius) - np.float32(0.5)) * lesion.mask
+    )
     np.multiply(lesion.sheet, 1 + tone, out=lesion.sheet)
     for name in names[1:]:
         share = float(rng.uniform(0.22, 0.42)) * (1.0 if len(names) < 4 else 0.75)

@@ -6,6 +6,7 @@ from typing import Final
 
 from sgps.draw.profile import Profile
 from sgps.draw.vocabulary import ATTRIBUTES, COLOUR_MEANS, MULTIPLE
+from sgps.errors import InputError
 
 _USUAL: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -28,14 +29,14 @@ def _preset(name: str, size: float, stated: Mapping[str, Mapping[str, float]]) -
         given = stated.get(group, {})
         unknown = sorted(set(given) - set(values))
         if unknown:
-            raise ValueError(f"preset {name}, group {group}: unknown value {unknown[0]}")
+            raise InputError(f"unknown value {unknown[0]}", where=f"preset {name}, group {group}")
         if group in MULTIPLE:
-            chances[group] = tuple(given.get(v, 0.03) for v in values)
+            chances[group] = tuple(given.get(v, 0.015) for v in values)
             continue
         rest = 1 - sum(given.values())
         usual = _USUAL[group]
         open_values = [v for v in values if v not in given and v != usual]
-        to_usual = 0.0 if usual in given else rest * 0.75
+        to_usual = 0.0 if usual in given else rest * (0.8 if given else 0.96)
         share = (rest - to_usual) / len(open_values) if open_values else 0.0
         p = [given.get(v, to_usual if v == usual else share) for v in values]
         chances[group] = tuple(v / sum(p) for v in p)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sgps.draw.canvas import generator
-from sgps.draw.vocabulary import ATTRIBUTE_NAMES, ATTRIBUTES, COLOUR_MEANS, MULTIPLE
+from sgps.draw.vocabulary import ATTRIBUTES, COLOUR_MEANS, MULTIPLE
+from sgps.errors import InputError
 
 _STATED: Final = 0.5
 _STATED_ABSENT: Final = 0.15
@@ -43,7 +44,7 @@ class Profile:
     ``probabilities``: group -> one probability per value of ``ATTRIBUTES[group]``; they sum to 1 in groups where exactly one
     value holds and are independent in groups of ``MULTIPLE``. ``palette``: colour name -> mean RGB in [0, 1].
     ``size``: mean radius of the lesion in picture sides; ``size_spread``: its standard deviation.
-    Raises ValueError when a group is missing or its probabilities do not fit.
+    Raises InputError when a group is missing or its probabilities do not fit.
     """
 
     id: str
@@ -55,15 +56,17 @@ class Profile:
     def __post_init__(self) -> None:
         if set(self.probabilities) != set(ATTRIBUTES):
             odd = sorted(set(self.probabilities) ^ set(ATTRIBUTES))
-            raise ValueError(f"profile {self.id}: attribute groups missing or unknown: {', '.join(odd)}")
+            raise InputError(f"attribute groups missing or unknown: {', '.join(odd)}", where=f"profile {self.id}")
         for group, values in ATTRIBUTES.items():
             p = self.probabilities[group]
             if len(p) != len(values) or not all(0 <= v <= 1 for v in p):
-                raise ValueError(f"profile {self.id}, group {group}: give {len(values)} probabilities in [0, 1]")
+                raise InputError(
+                    f"must be {len(values)} probabilities in [0, 1]", where=f"profile {self.id}, group {group}"
+                )
             if group not in MULTIPLE and abs(sum(p) - 1) > 1e-6:
-                raise ValueError(f"profile {self.id}, group {group}: probabilities sum to {sum(p):.4f}, not 1")
+                raise InputError(f"probabilities sum to {sum(p):.4f}, not 1", where=f"profile {self.id}, group {group}")
         if set(self.palette) != set(COLOUR_MEANS):
-            raise ValueError(f"profile {self.id}: the palette must name exactly the colours of the vocabulary")
+            raise InputError("the palette must name exactly the colours of the vocabulary", where=f"profile {self.id}")
 
     @property
     def key(self) -> int:
@@ -91,9 +94,9 @@ def _several(rng: np.random.Generator, leading: tuple[float, ...]) -> tuple[floa
 
 
 def draw_profile(seed: int) -> Profile:
-    """The random class number ``seed`` (0 or more); its id is ``drawn-NNNN``. Raises ValueError for a negative seed."""
+    """The random class number ``seed`` (0 or more); its id is ``drawn-NNNN``. Raises InputError for a negative seed."""
     if seed < 0:
-        raise ValueError(f"profile seed {seed}: must be 0 or more")
+        raise InputError("must be 0 or more", where=f"profile seed {seed}")
     rng = generator(_PROFILE_STREAM, seed)
     chances: dict[str, tuple[float, ...]] = {}
     for group, leading in _LEADING.items():
@@ -117,7 +120,9 @@ def draw_profile(seed: int) -> Profile:
         )
         for (name, mean), d in zip(COLOUR_MEANS.items(), shift, strict=True)
     }
-    return Profile(f"drawn-{seed:04d}", chances, palette, float(rng.uniform(0.24, 0.37)), float(rng.uniform(0.02, 0.05)))
+    return Profile(
+        f"drawn-{seed:04d}", chances, palette, float(rng.uniform(0.24, 0.37)), float(rng.uniform(0.02, 0.05))
+    )
 
 
 def sampled_attributes(profile: Profile, seed: int) -> dict[str, tuple[str, ...]]:
@@ -137,9 +142,6 @@ def sampled_attributes(profile: Profile, seed: int) -> dict[str, tuple[str, ...]
 
 
 def attribute_vector(profile: Profile) -> npt.NDArray[np.float32]:
-    """Signed attributes [len(ATTRIBUTE_NAMES)]: +1 where a value is typical, -1 where it hardly occurs, 0 between."""
+    """Signed attributes in the order of ``ATTRIBUTE_NAMES``: +1 where a value is typical, -1 where it hardly occurs, 0 between."""
     p = np.array([v for group in ATTRIBUTES for v in profile.probabilities[group]])
-    vector = np.where(p >= _STATED, 1, np.where(p <= _STATED_ABSENT, -1, 0)).astype(np.float32)
-    if vector.shape != (len(ATTRIBUTE_NAMES),):
-        raise ValueError(f"profile {profile.id}: {vector.size} attributes, the vocabulary has {len(ATTRIBUTE_NAMES)}")
-    return vector
+    return np.where(p >= _STATED, 1, np.where(p <= _STATED_ABSENT, -1, 0)).astype(np.float32)

@@ -11,7 +11,7 @@ def _polar(angles: Array, radii: Array) -> Array:
 
 
 def globules(lesion: Lesion) -> None:
-    """Brown dots and globules: an even lattice, an uneven scatter, or a ring inside the edge."""
+    """Brown dots and globules: an spread lattice, an uneven scatter, or a ring inside the edge."""
     kind = lesion.one("globules")
     if kind == "none":
         return
@@ -52,21 +52,25 @@ def streaks(lesion: Lesion) -> None:
     rng = lesion.rng
     if kind == "regular":
         count = int(rng.integers(24, 34))
-        angles = np.arange(count) * (2 * np.pi / count) + rng.normal(0, 0.02, count)
-        length, width = np.full(count, rng.uniform(0.09, 0.12)), np.full(count, 0.012)
+        spread = np.arange(count) * (2 * np.pi / count) + rng.normal(0, 0.02, count)
+        length, width = np.full(count, rng.uniform(0.09, 0.12)), np.full(count, 0.015)
     else:
         count = int(rng.integers(11, 20))
         middles = rng.uniform(0, 2 * np.pi) + np.array([0.0, rng.uniform(1.5, 3.5)])
-        angles = rng.choice(middles[: int(rng.integers(1, 3))], count) + rng.normal(0, 0.42, count)
-        length, width = rng.uniform(0.06, 0.17, count), rng.uniform(0.010, 0.022, count)
-    angles = angles.astype(np.float32)
+        spread = rng.choice(middles[: int(rng.integers(1, 3))], count) + rng.normal(0, 0.42, count)
+        length, width = rng.uniform(0.05, 0.15, count), rng.uniform(0.009, 0.016, count)
+    angles: Array = spread.astype(np.float32)
     edge = lesion.edge(angles)
-    start, stop = _polar(angles, edge - 0.05), _polar(angles + rng.normal(0, 0.03, count), edge + length - 0.03)
+    start = _polar(angles, edge - np.float32(0.05))
+    stop = _polar((angles + rng.normal(0, 0.03, count)).astype(np.float32), (edge + length - 0.03).astype(np.float32))
     stencil = Stencil(lesion.side)
-    for a, b, w in zip(start, stop, width, strict=True):
-        stencil.line(np.stack([a, b]), float(w))
+    across = np.stack([-np.sin(angles), np.cos(angles)], 1) * width[:, None]
+    # Tapered strokes; the uneven ones end in bulbs (pseudopods).
+    tip = 0.35 if kind == "regular" else 0.6
+    for corners in np.stack([start - across, stop - across * tip, stop + across * tip, start + across], axis=1):
+        stencil.polygon(corners)
     if kind == "irregular":
-        stencil.discs(stop[:, 0], stop[:, 1], width * 0.9)
+        stencil.discs(stop[:, 0], stop[:, 1], width * 1.15)
     paint(lesion.sheet, np.float32(0.9) * stencil.mask(0.002), lesion.colours["dark brown"] * np.float32(0.62))
 
 
@@ -78,7 +82,9 @@ def keratin(lesion: Lesion) -> None:
         field = smooth_noise(rng, lesion.side, 11)
         inner = ramp(lesion.depth, 0.0, 0.03)
         paint(lesion.sheet, np.float32(0.35) * ramp(np.abs(field), 0.30, 0.75) * inner, lesion.colours["yellow"])
-        paint(lesion.sheet, np.float32(0.85) * ramp(np.abs(field), 0.20, 0.06) * inner, lesion.colours["dark brown"] * 0.7)
+        paint(
+            lesion.sheet, np.float32(0.85) * ramp(np.abs(field), 0.20, 0.06) * inner, lesion.colours["dark brown"] * 0.7
+        )
     if "comedo-like openings" in present:
         places = lesion.points(int(rng.integers(7, 13)), 0.03)
         n = len(places)
@@ -158,7 +164,11 @@ def lacunae(lesion: Lesion) -> None:
     if not present:
         return
     rng = lesion.rng
-    fills = {"red lacunae": (0.72, 0.10, 0.12), "purple lacunae": (0.40, 0.12, 0.36), "black lacunae": (0.13, 0.06, 0.09)}
+    fills = {
+        "red lacunae": (0.72, 0.10, 0.12),
+        "purple lacunae": (0.40, 0.12, 0.36),
+        "black lacunae": (0.13, 0.06, 0.09),
+    }
     step = float(rng.uniform(0.105, 0.135))
     line = np.arange(-0.55, 0.55, step, dtype=np.float32)
     gx, gy = np.meshgrid(line, line)

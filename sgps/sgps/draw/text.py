@@ -9,6 +9,7 @@ import numpy as np
 from sgps.draw.canvas import generator
 from sgps.draw.profile import Profile, attribute_vector
 from sgps.draw.vocabulary import ATTRIBUTE_NAMES, ATTRIBUTES
+from sgps.errors import InputError
 
 _TEXT_STREAM: Final = 6
 
@@ -31,7 +32,7 @@ _GENERAL: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 _SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "symmetric": ("symmetrical", "regular in shape"),
+        "symmetric": ("symmetrical",),
         "asymmetric in one axis": ("asymmetrical in one axis",),
         "asymmetric in two axes": ("asymmetrical in both axes", "markedly asymmetric in two axes"),
         "sharp": ("well-demarcated", "sharply cut"),
@@ -44,7 +45,7 @@ _SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "blue-grey": ("slate blue",),
         "typical": ("regular",),
         "delicate at the edge": ("fine peripheral",),
-        "negative": ("inverse", "white"),
+        "negative": ("inverse",),
         "arborizing": ("branching",),
         "dotted": ("point-like",),
         "glomerular": ("coiled",),
@@ -62,8 +63,8 @@ _ABSENT: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "network": ("pigment network", "network"),
         "globules": ("globules", "dots or globules"),
         "streaks": ("streaks",),
-        "structureless": ("structureless area", "veil or regression"),
-        "vessels": ("visible vessels", "vessels"),
+        "structureless": ("structureless area", "structureless zone"),
+        "vessels": ("vessels", "vascular structures"),
         "centre": ("central white patch", "scar-like centre"),
     }
 )
@@ -79,10 +80,10 @@ def clinical_text(profile: Profile, seed: int = 0, omit: float = 0.0) -> str:
     """A clinical text of a class; other seeds give other words and another order.
 
     Says every attribute that ``attribute_vector`` marks +1 and some of those it marks -1, as negations. ``omit`` in [0, 1)
-    is the chance that a statement is left out (at least one stays). Raises ValueError for ``omit`` outside [0, 1).
+    is the chance that a statement is left out (at least one stays). Raises InputError for ``omit`` outside [0, 1).
     """
     if not 0 <= omit < 1:
-        raise ValueError(f"omit {omit}: must be in [0, 1)")
+        raise InputError("must be in [0, 1)", where=f"omit {omit}")
     rng = generator(_TEXT_STREAM, profile.key, seed)
     sign = dict(zip(ATTRIBUTE_NAMES, attribute_vector(profile).tolist(), strict=True))
     said: list[str] = []
