@@ -1,10 +1,12 @@
 """Privacy accounting: facts about mechanisms in, (mu, epsilon, delta) out. dp-accounting is the accountant of record.
 
-* q = 1 (full batch): exact. T steps of noise multiplier sigma are one Gaussian with mu = sqrt(T) / sigma, and events add as
-  mu^2 (Dong, Roth, Su 2022, corollary 3.3); epsilon(delta) by the analytic formula of Balle and Wang (2018, theorem 8).
+* q = 1 (full batch): exact. T steps of noise multiplier sigma are one Gaussian with mu = sqrt(T) / sigma, and events
+  add as mu^2 (Dong, Roth, Su 2022, corollary 3.3); epsilon(delta) by the analytic formula of Balle and Wang (2018,
+  theorem 8).
 * q < 1 (Poisson) or mixed: dp-accounting's privacy loss distributions, whose rounding is pessimistic: an upper bound.
 The neighbouring relation is zero-out: one patient's record against the zero record (`unit`).
 """
+
 from __future__ import annotations
 
 import math
@@ -69,8 +71,8 @@ def replaced_epsilon(events: Sequence[Event], delta: float) -> float:
     """Epsilon when one patient is replaced by another instead of removed.
 
     A replacement is two zero-outs, or one sum that moves by 2C. Full batch: exactly twice the mu. Otherwise the group
-    property of (epsilon, delta) for two changes: (2e, (1 + exp(e)) d) for any (e, d) that holds (Vadhan 2017, lemma 2.2).
-    """
+    property of (epsilon, delta) for two changes: (2e, (1 + exp(e)) d) for any (e, d) that holds (Vadhan 2017, lemma
+    2.2)."""
     if all(e.q == 1 for e in events):
         return gaussian_epsilon(2 * full_batch_mu(events), delta)
     bound, share = math.inf, delta
@@ -92,7 +94,8 @@ def true_positive_bound(mu: float, fpr: float = 0.05) -> float:
 
 
 def signal_ratio(slots: int, mu: float, numbers: int, sites: int = 1) -> float:
-    """Signal over noise of all that `sites` equal sites send: n mu sqrt(J) / sqrt(d), for any number of full-batch steps.
+    """Signal over noise of all that `sites` equal sites send: n mu sqrt(J) / sqrt(d), for any number of full-batch
+    steps.
 
     An upper bound: every gradient at the clip norm and in one direction. Below 1 the noise is larger.
     """

@@ -2,6 +2,7 @@
 
 The key must be the patients, not a hash of the data files: one corrected file would give every patient a new budget.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -37,20 +38,24 @@ class Cohort:
     def close(cls, name: str, patient_ids: Iterable[str], secret: bytes, earlier: Sequence[Cohort]) -> Cohort:
         """A new closed cohort.
 
-        Raises PrivacyError for an empty or taken name, no patient, a patient listed twice, and a patient of an `earlier`
-        cohort, whose budget is there already. The refusal is the site's own business and never shapes a reply.
-        """
+        Raises PrivacyError for an empty or taken name, no patient, a patient listed twice, and a patient of an
+        `earlier` cohort, whose budget is there already. The refusal is the site's own business and never shapes a
+        reply."""
         plain = [normalised(patient) for patient in patient_ids]
         if not name.strip() or name in {old.name for old in earlier}:
             raise PrivacyError(f"cohort {name!r}: give it a name of its own")
         if not plain:
             raise PrivacyError(f"cohort {name!r} has no patient")
         if len(set(plain)) != len(plain):
-            raise PrivacyError(f"cohort {name!r}: {len(plain) - len(set(plain))} patients appear twice; one patient is one record")
+            raise PrivacyError(
+                f"cohort {name!r}: {len(plain) - len(set(plain))} patients appear twice; one patient is one record"
+            )
         cohort = cls(name, frozenset(_keyed(patient, secret) for patient in plain))
         for old in earlier:
             if shared := len(cohort.members & old.members):
-                raise PrivacyError(f"cohort {name!r}: {shared} of its patients belong to cohort {old.name!r}; leave them out")
+                raise PrivacyError(
+                    f"cohort {name!r}: {shared} of its patients belong to cohort {old.name!r}; leave them out"
+                )
         return cohort
 
     def holds(self, patient_ids: Iterable[str], secret: bytes) -> bool:
@@ -68,7 +73,8 @@ def fingerprint(secret: bytes) -> str:
 
 
 def site_secret(path: Path) -> bytes:
-    """The site's 32 random bytes, made at the first call, mode 0600. Raises PrivacyError when others may read the file."""
+    """The site's 32 random bytes, made at the first call, mode 0600. Raises PrivacyError when others may read the
+    file."""
     if not path.exists():
         write_whole(path, secrets.token_bytes(SECRET_BYTES))
     if path.stat().st_mode & 0o077:

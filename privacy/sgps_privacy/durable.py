@@ -1,4 +1,5 @@
 """Files that are whole or not there, also after a crash."""
+
 from __future__ import annotations
 
 import os

@@ -1,7 +1,8 @@
 """The allow-list: everything that may leave a site, and the only way to build it.
 
-A reply has exactly the keys of `KEYS`. No count, loss, norm, time, class list, file name or exception text fits into it.
-"""
+A reply has exactly the keys of `KEYS`. No count, loss, norm, time, class list, file name or exception text fits into
+it."""
+
 from __future__ import annotations
 
 import json
@@ -46,7 +47,9 @@ class Reply:
     def __post_init__(self) -> None:
         if type(self.weight) is not int or self.weight != WEIGHT:
             raise PrivacyError(f"the weight of a reply is {WEIGHT}")
-        if not all(isinstance(word, str) and _WORD.fullmatch(word) for word in (self.plan_id, self.code_hash, self.receipt)):
+        if not all(
+            isinstance(word, str) and _WORD.fullmatch(word) for word in (self.plan_id, self.code_hash, self.receipt)
+        ):
             raise PrivacyError("plan id, code hash and receipt are identifiers of at most 128 characters")
         if self.status == ACCEPTED:
             self._check_arrays()
@@ -68,8 +71,14 @@ class Reply:
         return replace(self, receipt=receipt)
 
 
-def accept(arrays: Mapping[str, NDArray[np.float32]], *, plan_id: str, code_hash: str, statement: Mapping[str, Any],
-           receipt: str = "") -> Reply:
+def accept(
+    arrays: Mapping[str, NDArray[np.float32]],
+    *,
+    plan_id: str,
+    code_hash: str,
+    statement: Mapping[str, Any],
+    receipt: str = "",
+) -> Reply:
     """The reply to a round that was carried out. The arrays are copied."""
     copies = {name: np.array(a, order="C") if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
     return Reply(copies, WEIGHT, plan_id, code_hash, ACCEPTED, receipt, dict(statement))
@@ -81,7 +90,8 @@ def refuse(code: str, *, plan_id: str = "", code_hash: str = "") -> Reply:
 
 
 def encode(reply: Reply) -> bytes:
-    """safetensors: float32 arrays, everything else as canonical JSON in the metadata. The same reply gives the same bytes."""
+    """safetensors: float32 arrays, everything else as canonical JSON in the metadata. The same reply gives the same
+    bytes."""
     if type(reply) is not Reply:
         raise PrivacyError("only a Reply leaves the site")
     rest = {key: getattr(reply, key) for key in KEYS if key != "arrays"}
@@ -89,7 +99,8 @@ def encode(reply: Reply) -> bytes:
 
 
 def decode(data: bytes) -> Reply:
-    """The inverse. Raises PrivacyError for bytes that `encode` does not produce. The caller limits their number first."""
+    """The inverse. Raises PrivacyError for bytes that `encode` does not produce. The caller limits their number
+    first."""
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         meta = header["__metadata__"]

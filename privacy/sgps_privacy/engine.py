@@ -1,9 +1,11 @@
-"""The noised local steps of one round: Opacus's DPOptimizer clips, sums and scales; records, noise and denominator are ours.
+"""The noised local steps of one round: Opacus's DPOptimizer clips, sums and scales; records, noise and denominator
+are ours.
 
-Used of Opacus 1.6: `DPOptimizer.clip_and_accumulate`, `scale_grad`, `step`, `zero_grad` and its marks against gradients used
-twice. Replaced: `add_noise`, because floats and torch's generator are no noise for a promise. Not used: PrivacyEngine (takes
-the denominator from the private length) and GradSampleModule (takes the first axis of a layer for the records).
-"""
+Used of Opacus 1.6: `DPOptimizer.clip_and_accumulate`, `scale_grad`, `step`, `zero_grad` and its marks against
+gradients used twice. Replaced: `add_noise`, because floats and torch's generator are no noise for a promise. Not
+used: PrivacyEngine (takes the denominator from the private length) and GradSampleModule (takes the first axis of a
+layer for the records)."""
+
 from __future__ import annotations
 
 import math
@@ -34,14 +36,16 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
 
     optimizer: over float64 leaves. group_clips: None for flat clipping, or one bound for each parameter group.
     noise_multiplier: sigma. max_grad_norm: the total L2 sensitivity. expected_batch_size: the PUBLIC denominator.
-    Before `step`, each parameter's `grad_sample` is one float64 tensor (records, *shape). Raises PrivacyError for a list,
-    because Opacus would divide once more by its length, and for float32, because Opacus takes norms before it casts.
-    """
+    Before `step`, each parameter's `grad_sample` is one float64 tensor (records, *shape). Raises PrivacyError for a
+    list, because Opacus would divide once more by its length, and for float32, because Opacus takes norms before it
+    casts."""
 
     max_grad_norm: float
     noise_multiplier: float
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, group_clips: Sequence[float] | None, **options: Any) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, group_clips: Sequence[float] | None, **options: Any
+    ) -> None:
         self._active: list[Any] | None = None
         super().__init__(optimizer, loss_reduction="mean", **options)
         self.group_clips = group_clips
@@ -92,11 +96,10 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
 def per_record_gradients(loss: Loss, theta: Parameters, records: Sequence[Record | None]) -> Parameters:
     """Gradient of `loss(theta, record)` of each record: name -> (records, *shape), float64, on the CPU.
 
-    The row of a zero record (None) is zero and the loss is not evaluated on it. Each record is evaluated alone and from the
-    same random state, so that its row depends, bit for bit, on that record and public data only: in a batch, the failure,
-    the shape or the absence of one record moves the last bits of the others. A record that fails, or whose gradient is not
-    finite, is the zero record. Nothing about a record is raised.
-    """
+    The row of a zero record (None) is zero and the loss is not evaluated on it. Each record is evaluated alone and
+    from the same random state, so that its row depends, bit for bit, on that record and public data only: in a batch,
+    the failure, the shape or the absence of one record moves the last bits of the others. A record that fails, or
+    whose gradient is not finite, is the zero record. Nothing about a record is raised."""
     rows = {name: torch.zeros((len(records), *p.shape), dtype=torch.float64) for name, p in theta.items()}
     leaves = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
     state = torch.get_rng_state()
@@ -115,7 +118,7 @@ def _row(loss: Loss, leaves: Parameters, record: Record) -> Parameters:
     try:
         found = torch.autograd.grad(loss(dict(leaves), record), tuple(leaves.values()), materialize_grads=True)
         return {name: g.detach().double().cpu() for name, g in zip(leaves, found, strict=True)}
-    except Exception:  # any message here may name a patient, and raising would be an answer about one
+    except Exception:  # noqa: BLE001  a message may name a patient, and raising would be an answer about one
         return {}
 
 
@@ -160,19 +163,26 @@ class PrivateRound:
     def run(self, start: Parameters, records: Sequence[Record | None], slots: int) -> dict[str, NDArray[np.float32]]:
         """theta_after - theta_start of every trained parameter, float32: post-processing of `terms.steps` noised sums.
 
-        start: name -> tensor, exactly the names of the terms; its device is where the loss runs. records: at most `slots`,
-        one for each patient; None is the zero record. Raises PrivacyError before any record is looked at.
+        start: name -> tensor, exactly the names of the terms; its device is where the loss runs. records: at most
+        `slots`, one for each patient; None is the zero record. Raises PrivacyError before any record is looked at.
         """
         terms = self.terms
         Event(terms.sigma, terms.q, terms.steps)
-        if sorted(terms.names) != sorted(start) or len(terms.clips) not in (1, len(terms.groups)) or terms.denominator < 1:
+        if (
+            sorted(terms.names) != sorted(start)
+            or len(terms.clips) not in (1, len(terms.groups))
+            or terms.denominator < 1
+        ):
             raise PrivacyError("the terms do not fit the parameters: check the plan against the site's limits first")
         filled = fill_slots(records, slots)
         theta = {name: start[name].detach().cpu().double().clone().requires_grad_() for name in terms.names}
         inner = torch.optim.SGD([{"params": [theta[n] for n in group]} for group in terms.groups], lr=terms.rate)
         optimizer = self.optimizer_class(
-            inner, group_clips=terms.clips if len(terms.clips) > 1 else None, noise_multiplier=terms.sigma,
-            max_grad_norm=terms.clip, expected_batch_size=self.denominator(filled),
+            inner,
+            group_clips=terms.clips if len(terms.clips) > 1 else None,
+            noise_multiplier=terms.sigma,
+            max_grad_norm=terms.clip,
+            expected_batch_size=self.denominator(filled),
         )
         self.noised = []
         for _ in range(terms.steps):
@@ -181,7 +191,9 @@ class PrivateRound:
             for name, p in theta.items():
                 p.grad_sample = rows[name]  # type: ignore[attr-defined]  # where Opacus looks for it
             optimizer.step()
-            self.noised.append(torch.cat([p.grad.reshape(-1) for p in theta.values() if p.grad is not None]).numpy().copy())
+            self.noised.append(
+                torch.cat([p.grad.reshape(-1) for p in theta.values() if p.grad is not None]).numpy().copy()
+            )
             optimizer.zero_grad()
         change = {n: (p.detach() - start[n].detach().cpu().double()).float() for n, p in theta.items()}
         return {n: np.asarray(c.numpy(), dtype=np.float32) for n, c in change.items()}

@@ -1,16 +1,28 @@
 """The two ways to fail: a refusal, whose code may leave the site, and a misuse, which stays."""
+
 from __future__ import annotations
 
+# fmt: off
 CODES = frozenset(
-    "plan_terms plan_kind plan_clip plan_sigma plan_q plan_steps plan_denominator plan_names plan_groups plan_numbers "
-    "plan_code plan_rate plan_size plan_signature plan_federation plan_site plan_time plan_round plan_encoder plan_classes "
-    "plan_start budget round_taken round_lost rolled_back damaged busy".split()
+    {
+        # the privacy terms against the site's limits
+        "plan_terms", "plan_kind", "plan_clip", "plan_sigma", "plan_q", "plan_steps", "plan_denominator",
+        "plan_names", "plan_groups", "plan_numbers", "plan_code", "plan_rate",
+        # the rest of the plan, checked by the client before this package is asked
+        "plan_size", "plan_signature", "plan_federation", "plan_site", "plan_time", "plan_round",
+        "plan_encoder", "plan_classes", "plan_start",
+        # the ledger
+        "budget", "round_taken", "round_lost", "rolled_back", "damaged", "busy",
+    }
 )
-"""Every word that a refused round may answer with. All depend on plan, limits and ledger, never on a record."""
+# fmt: on
+"""Every word that a refused round may answer with. A code may be used only where plan, site configuration, limits and ledger
+decide, never a record: it leaves the site without noise."""
 
 
 class PrivacyError(Exception):
-    """Misuse of this package: a mistake of the caller or of the site's configuration. Its text never leaves the site."""
+    """Misuse of this package: a mistake of the caller or of the site's configuration. Its text never leaves the
+    site."""
 
 
 class Refused(Exception):

@@ -1,4 +1,5 @@
 """What the ledger stores of a mechanism: facts, never an epsilon."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """What a site allows, from its own file. A plan outside is refused before any record is read."""
+
 from __future__ import annotations
 
 import math
@@ -19,10 +20,9 @@ RATES = 1e-9, 1e9  # keeps the returned float32 finite
 class Limits:
     """The site's hard limits for one kind of plan.
 
-    max_clip: L2, gradient units. min_sigma: least noise multiplier. max_q, max_steps: greatest sampling rate and number of
-    noised sums. denominator: the public number a plan must name. names: parameters that may be trained. max_numbers: most
-    numbers in one sum. code_hashes: accepted versions of the loss.
-    """
+    max_clip: L2, gradient units. min_sigma: least noise multiplier. max_q, max_steps: greatest sampling rate and
+    number of noised sums. denominator: the public number a plan must name. names: parameters that may be trained.
+    max_numbers: most numbers in one sum. code_hashes: accepted versions of the loss."""
 
     max_clip: float
     min_sigma: float

@@ -1,14 +1,17 @@
 """Gaussian noise without floating point: whole numbers on a grid, from a cryptographic source.
 
-The sum of clipped gradients is rounded to whole multiples of a step `gamma`; discrete Gaussian noise of standard deviation
-exactly 2^24 steps is added in integers; only then the result becomes a float again, which is post-processing.
+The sum of clipped gradients is rounded to whole multiples of a step `gamma`; discrete Gaussian noise of standard
+deviation exactly 2^24 steps is added in integers; only then the result becomes a float again, which is
+post-processing.
 
-* Sampler: Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy" (2020), algorithms 1 to 3, vectorised.
-  With a power of two as standard deviation every probability is a ratio of 64-bit integers: no float, no exp(). Its running
-  time depends on rejections, not on the data.
-* Source: AES-256-CTR under a fresh key from os.urandom for every vector. No state: nothing to seed, fork, save or reuse.
+* Sampler: Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy" (2020), algorithms 1 to 3,
+  vectorised. With a power of two as standard deviation every probability is a ratio of 64-bit integers: no float, no
+  exp(). Its running time depends on rejections, not on the data.
+* Source: AES-256-CTR under a fresh key from os.urandom for every vector. No state: nothing to seed, fork, save or
+  reuse.
 * Floats would tell sums apart by their low bits (Mironov, "On Significance of the Least Significant Bits", CCS 2012).
 """
+
 from __future__ import annotations
 
 import math
@@ -37,12 +40,14 @@ class SecureBits:
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype=np.uint64)
 
     def below(self, bound: int, count: int) -> Ints:
-        """`count` uniform whole numbers in [0, bound), bound < 2^62. Exact: words in the last, partial block are redrawn."""
+        """`count` uniform whole numbers in [0, bound), bound < 2^62. Exact: words in the last, partial block are
+        redrawn."""
         limit = np.uint64((2**64 // bound) * bound - 1)
         words = self.words(count).copy()
         while (bad := words > limit).any():
             words[bad] = self.words(int(bad.sum()))
-        return np.asarray(words % np.uint64(bound), dtype=np.int64)
+        below: Ints = (words % np.uint64(bound)).astype(np.int64)
+        return below
 
 
 def _bernoulli_exp(bits: SecureBits, numerator: Ints, log2_denominator: int) -> NDArray[np.bool_]:
@@ -57,7 +62,8 @@ def _bernoulli_exp(bits: SecureBits, numerator: Ints, log2_denominator: int) -> 
 
 
 def _discrete_laplace(bits: SecureBits, count: int, scale_bits: int) -> Ints:
-    """At most `count` draws of the discrete Laplace law of scale 2^scale_bits; rejected lanes are left out (algorithm 2)."""
+    """At most `count` draws of the discrete Laplace law of scale 2^scale_bits; rejected lanes are left out (algorithm
+    2)."""
     low = bits.below(1 << scale_bits, count)
     low = low[_bernoulli_exp(bits, low, scale_bits)]
     high, alive = np.zeros(low.size, dtype=np.int64), np.arange(low.size)
@@ -65,8 +71,10 @@ def _discrete_laplace(bits: SecureBits, count: int, scale_bits: int) -> Ints:
         alive = alive[_bernoulli_exp(bits, np.ones(alive.size, dtype=np.int64), 0)]
         high[alive] += 1
     size, negative = low + (high << scale_bits), bits.below(2, low.size) == 1
-    keep = ~(negative & (size == 0)) & (high < 64)  # the cap keeps squares in 64 bits; the Gaussian beyond holds < e^-1900
-    return np.where(negative, -size, size)[keep]
+    # the cap keeps squares in 64 bits; the Gaussian beyond it holds less than e^-1900
+    keep: NDArray[np.bool_] = ~(negative & (size == 0)) & (high < 64)
+    draws: Ints = np.where(negative, -size, size)[keep]
+    return draws
 
 
 def discrete_gaussian(count: int, scale_bits: int = SCALE_BITS) -> Ints:
@@ -92,10 +100,9 @@ def sampler_distance(numbers: int, scale_bits: int = SCALE_BITS) -> float:
     """Total variation between `numbers` discrete Gaussian draws and as many ROUNDED Gaussian draws.
 
     Whole numbers plus a rounded Gaussian are a rounded (whole numbers plus Gaussian): post-processing of the Gaussian
-    mechanism, so its exact accounting holds. The Kullback-Leibler divergence of the two laws is 1 / (576 sigma^4) for one
-    draw, adds up over draws, and Pinsker's inequality gives the root of half of it.
-    """
-    return math.sqrt(numbers / 1152) / float(4.0**scale_bits)
+    mechanism, so its exact accounting holds. The Kullback-Leibler divergence of the two laws is 1 / (576 sigma^4) for
+    one draw, adds up over draws, and Pinsker's inequality gives the root of half of it."""
+    return math.ldexp(math.sqrt(numbers / 1152), -2 * scale_bits)
 
 
 def grid_room(sigma: float, size: int) -> bool:
@@ -109,10 +116,9 @@ class Grid:
 
     clip: L2 bound of one record, gradient units. sigma: noise multiplier. slack: relative error of float64 clipping and
     adding, at most n^2 2^-52 < 1e-6 for the 60,000 records that `unit.MAX_SLOTS` allows.
-    Neighbouring float sums differ by at most clip (1 + slack). Rounding both moves each number by up to one more step (and
-    2^-13 for the float division), so whole-number sums differ by at most clip (1 + slack) / gamma + 1.001 sqrt(size).
-    Raises PrivacyError when sigma is so large that the grid would be coarse.
-    """
+    Neighbouring float sums differ by at most clip (1 + slack). Rounding both moves each number by up to one more step
+    (and 2^-13 for the float division), so whole-number sums differ by at most clip (1 + slack) / gamma + 1.001
+    sqrt(size). Raises PrivacyError when sigma is so large that the grid would be coarse."""
 
     clip: float
     sigma: float
@@ -126,7 +132,8 @@ class Grid:
     @property
     def gamma(self) -> float:
         """Grid step in gradient units: solves 2^24 = sigma * (clip (1 + slack) / gamma + 1.001 sqrt(size))."""
-        return self.clip * (1 + self.slack) / (2**SCALE_BITS / self.sigma - 1.001 * math.sqrt(self.size))
+        room = 2.0**SCALE_BITS / self.sigma - 1.001 * math.sqrt(self.size)
+        return self.clip * (1 + self.slack) / room
 
     @property
     def std(self) -> float:
@@ -134,8 +141,8 @@ class Grid:
         return self.gamma * 2.0**SCALE_BITS
 
     def quantise(self, values: NDArray[np.float64]) -> Ints:
-        """(size,) float64 -> nearest whole numbers of steps. Raises PrivacyError for another shape, another type, numbers
-        that are not finite or leave the exact range; clipped sums of up to 60,000 records never do."""
+        """(size,) float64 -> nearest whole numbers of steps. Raises PrivacyError for another shape, another type,
+        numbers that are not finite or leave the exact range; clipped sums of up to 60,000 records never do."""
         if values.shape != (self.size,) or values.dtype != np.float64:
             raise PrivacyError(f"expected {self.size} float64 numbers, found {values.shape} {values.dtype}")
         steps = np.rint(values / self.gamma)

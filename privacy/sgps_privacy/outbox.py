@@ -1,8 +1,8 @@
 """The bytes that a charge was spent for, kept so that a retry sends the same ones.
 
-A file is named by the hash of its CHARGE entry, which holds a random nonce: a file whose name the ledger does not hold shows
-that the ledger is an older copy.
-"""
+A file is named by the hash of its CHARGE entry, which holds a random nonce: a file whose name the ledger does not
+hold shows that the ledger is an older copy."""
+
 from __future__ import annotations
 
 import hashlib

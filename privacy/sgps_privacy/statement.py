@@ -1,4 +1,5 @@
 """The privacy statement that a site attaches to its contribution: what is promised, at what price, and what is not."""
+
 from __future__ import annotations
 
 import math
@@ -27,38 +28,84 @@ NOT_COVERED = (
     "relatives of a patient",
 )
 FIELDS: dict[str, type] = {
-    "unit": str, "adjacency": str, "epsilon": float, "delta": float, "mu": float, "mu_is_exact": bool,
-    "replacing_one_patient": float, "recognised_at_5_percent_false_alarms": float, "kind": str, "events": list, "sigma": float,
-    "q": float, "steps": int, "clip": float, "groups": int, "denominator": int, "numbers": int, "noise": str, "sampler_distance": float,
-    "accountant": str, "cross_check_rdp": float, "cap_epsilon": float, "code_hash": str, "plan_hash": str, "not_covered": list,
+    "unit": str,
+    "adjacency": str,
+    "epsilon": float,
+    "delta": float,
+    "mu": float,
+    "mu_is_exact": bool,
+    "replacing_one_patient": float,
+    "recognised_at_5_percent_false_alarms": float,
+    "kind": str,
+    "events": list,
+    "sigma": float,
+    "q": float,
+    "steps": int,
+    "clip": float,
+    "groups": int,
+    "denominator": int,
+    "numbers": int,
+    "noise": str,
+    "sampler_distance": float,
+    "accountant": str,
+    "cross_check_rdp": float,
+    "cap_epsilon": float,
+    "code_hash": str,
+    "plan_hash": str,
+    "not_covered": list,
 }
 """Every key of a statement and the type of its value; `check` accepts nothing else."""
 _HASH = re.compile(r"[0-9A-Za-z:._+-]{0,128}")
 _COLUMN = re.compile(r"\w[\w .:-]{0,63}")
 
 
-def statement(terms: Terms, events: Sequence[Event], *, delta: float, cap: float, numbers: int, code_hash: str, plan_hash: str,
-              unit_column: str = "patient") -> dict[str, Any]:
+def statement(
+    terms: Terms,
+    events: Sequence[Event],
+    *,
+    delta: float,
+    cap: float,
+    numbers: int,
+    code_hash: str,
+    plan_hash: str,
+    unit_column: str = "patient",
+) -> dict[str, Any]:
     """The statement of one site about one cohort.
 
     terms: of the round that is being answered. events: all that the cohort has spent in THIS federation and this round:
     `[*ledger.spent(cohort, federation), order.event]` before the charge, when a mistake costs nothing yet; the sum over
-    federations stays at home. delta, cap: the cohort's budget. numbers: how many numbers one noised sum holds. unit_column: the column of the site's table that names the
-    patient. Epsilon is that of the accountant of record, the sampler's distance paid for.
-    """
+    federations stays at home. delta, cap: the cohort's budget. numbers: how many numbers one noised sum holds.
+    unit_column: the column of the site's table that names the patient. Epsilon is that of the accountant of record,
+    the sampler's distance paid for."""
     if not events:
         raise PrivacyError("a statement needs the events that were charged")
     distance = sampler_distance(numbers * sum(e.steps for e in events))
     mu = accountant.equivalent_mu(events, delta)
     found: dict[str, Any] = {
-        "unit": f"one patient (column {unit_column}), all images of that patient", "adjacency": ADJACENCY,
-        "epsilon": accountant.with_sampler(events, delta, distance), "delta": delta, "mu": mu,
-        "mu_is_exact": all(e.q == 1 for e in events), "replacing_one_patient": accountant.replaced_epsilon(events, delta),
+        "unit": f"one patient (column {unit_column}), all images of that patient",
+        "adjacency": ADJACENCY,
+        "epsilon": accountant.with_sampler(events, delta, distance),
+        "delta": float(delta),
+        "mu": mu,
+        "mu_is_exact": all(e.q == 1 for e in events),
+        "replacing_one_patient": accountant.replaced_epsilon(events, delta),
         "recognised_at_5_percent_false_alarms": accountant.true_positive_bound(mu, FALSE_ALARMS),
-        "kind": terms.kind, "events": [[e.sigma, e.q, e.steps] for e in events], "sigma": terms.sigma, "q": terms.q,
-        "steps": terms.steps, "clip": terms.clip, "groups": len(terms.clips), "denominator": terms.denominator, "numbers": numbers,
-        "noise": NOISE, "sampler_distance": distance, "accountant": accountant_name(events),
-        "cross_check_rdp": rdp_epsilon(events, delta), "cap_epsilon": cap, "code_hash": code_hash, "plan_hash": plan_hash,
+        "kind": terms.kind,
+        "events": [[float(e.sigma), float(e.q), e.steps] for e in events],
+        "sigma": float(terms.sigma),
+        "q": float(terms.q),
+        "steps": terms.steps,
+        "clip": terms.clip,
+        "groups": len(terms.clips),
+        "denominator": terms.denominator,
+        "numbers": numbers,
+        "noise": NOISE,
+        "sampler_distance": distance,
+        "accountant": accountant_name(events),
+        "cross_check_rdp": rdp_epsilon(events, delta),
+        "cap_epsilon": float(cap),
+        "code_hash": code_hash,
+        "plan_hash": plan_hash,
         "not_covered": [*NOT_COVERED],
     }
     check(found)
@@ -66,18 +113,26 @@ def statement(terms: Terms, events: Sequence[Event], *, delta: float, cap: float
 
 
 def check(found: Mapping[str, Any]) -> None:
-    """Raises PrivacyError unless `found` has exactly the keys, types and constant texts of a statement: the allow-list."""
+    """Raises PrivacyError unless `found` has exactly the keys, types and constant texts of a statement: the
+    allow-list."""
     if set(found) != set(FIELDS):
         raise PrivacyError(f"statement: {len(set(found) ^ set(FIELDS))} keys too many or missing")
     for key, kind in FIELDS.items():
         value: Any = found[key]
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
             raise PrivacyError(f"statement: {key} is no {kind.__name__}")
     column = re.fullmatch(r"one patient \(column (.*)\), all images of that patient", found["unit"])
     sound = (
-        column is not None and _COLUMN.fullmatch(column[1]) and found["adjacency"] == ADJACENCY and found["noise"] == NOISE
-        and found["not_covered"] == [*NOT_COVERED] and _HASH.fullmatch(found["code_hash"]) and _HASH.fullmatch(found["plan_hash"])
-        and re.fullmatch(r"dp-accounting [0-9a-z.]+ \((analytic Gaussian|privacy loss distribution)\)", found["accountant"])
+        column is not None
+        and _COLUMN.fullmatch(column[1])
+        and found["adjacency"] == ADJACENCY
+        and found["noise"] == NOISE
+        and found["not_covered"] == [*NOT_COVERED]
+        and _HASH.fullmatch(found["code_hash"])
+        and _HASH.fullmatch(found["plan_hash"])
+        and re.fullmatch(
+            r"dp-accounting [0-9a-z.]+ \((analytic Gaussian|privacy loss distribution)\)", found["accountant"]
+        )
         and re.fullmatch(r"[a-z_]{1,32}", found["kind"])
     )
     if not sound:
@@ -86,7 +141,8 @@ def check(found: Mapping[str, Any]) -> None:
 
 
 def read_events(found: Mapping[str, Any]) -> list[Event]:
-    """The events of a statement, so that a reader recomputes epsilon and mu. Raises PrivacyError when they are malformed."""
+    """The events of a statement, so that a reader recomputes epsilon and mu. Raises PrivacyError when they are
+    malformed."""
     events = found["events"]
     if not events or not all(type(e) is list and [type(x) for x in e] == [float, float, int] for e in events):
         raise PrivacyError("statement: events are not [sigma, q, steps] lists")
@@ -102,7 +158,9 @@ def accountant_name(events: Sequence[Event]) -> str:
 def rdp_epsilon(events: Sequence[Event], delta: float) -> float:
     """The same events by Renyi accounting: looser by 7 to 16 %, and an independent second opinion."""
     # orders from 2 on: at the small fractional ones dp-accounting's series for Poisson sampling need not converge
-    rdp = dpa.rdp.RdpAccountant(orders=[*range(2, 64), 80, 128, 256, 512, 1024], neighboring_relation=dpa.NeighboringRelation.REPLACE_SPECIAL)
+    rdp = dpa.rdp.RdpAccountant(
+        orders=[*range(2, 64), 80, 128, 256, 512, 1024], neighboring_relation=dpa.NeighboringRelation.REPLACE_SPECIAL
+    )
     for e in events:
         gaussian = dpa.GaussianDpEvent(e.sigma)
         rdp.compose(gaussian if e.q == 1 else dpa.PoissonSampledDpEvent(e.q, gaussian), e.steps)
@@ -115,14 +173,15 @@ def text(found: Mapping[str, Any]) -> str:
     share = math.ceil(100 * found["recognised_at_5_percent_false_alarms"])
     batch = "full batch" if found["q"] == 1 else f"each patient drawn with rate {found['q']:g}"
     scope = "all parameters" if found["groups"] == 1 else f"{found['groups']} groups of parameters together"
+    sums = "1 noised sum" if found["steps"] == 1 else f"{found['steps']} noised sums"
     lines = [
         f"unit: {found['unit']}",
         f"adjacency: {found['adjacency']}",
-        f"epsilon {_up(found['epsilon'])} at delta {found['delta']:g}; mu {found['mu']:.4f} ({exact}); "
+        f"epsilon {_up(found['epsilon'])} at delta {found['delta']:g}; mu {found['mu']:.4f} ({exact})",
         f"replacing one patient by another: epsilon {_up(found['replacing_one_patient'])}",
-        f"meaning: who guesses that a patient took part, with 5 % false alarms, is right for at most {share} % of those who did",
-        f"mechanism: {found['steps']} noised sum{'s' if found['steps'] > 1 else ''}, {batch}, noise multiplier {found['sigma']:g}, "
-        f"clip {found['clip']:g} (L2, {scope}), denominator {found['denominator']}, {found['numbers']} numbers",
+        f"meaning: who guesses that a patient took part, with 5 % false alarms, finds at most {share} % of those who did",
+        f"mechanism: {sums}, {batch}, noise multiplier {found['sigma']:g}, clip {found['clip']:g} (L2, {scope})",
+        f"denominator {found['denominator']}, {found['numbers']} numbers",
         f"noise: {found['noise']}; sampler distance {found['sampler_distance']:.1e}",
         f"accountant: {found['accountant']}; cross-check: Renyi accounting {_up(found['cross_check_rdp'])}",
         f"code {found['code_hash']}; plan {found['plan_hash']}",

@@ -1,4 +1,5 @@
 """The privacy terms of a plan: facts about the mechanism, parsed from an untrusted mapping."""
+
 from __future__ import annotations
 
 import math
@@ -11,8 +12,16 @@ from sgps_privacy.errors import Refused
 KINDS = frozenset({"rows", "site_mean", "episodes"})
 MAX_NAMES = 10_000
 MAX_NAME = 200  # characters
-_CODES = {"kind": "plan_kind", "sigma": "plan_sigma", "q": "plan_q", "steps": "plan_steps", "clips": "plan_clip",
-          "groups": "plan_groups", "denominator": "plan_denominator", "rate": "plan_rate"}
+_CODES = {
+    "kind": "plan_kind",
+    "sigma": "plan_sigma",
+    "q": "plan_q",
+    "steps": "plan_steps",
+    "clips": "plan_clip",
+    "groups": "plan_groups",
+    "denominator": "plan_denominator",
+    "rate": "plan_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,8 @@ class Terms:
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Terms:
-        """Strictly typed terms. Raises Refused with the code of the first field that is missing, unknown or no number."""
+        """Strictly typed terms. Raises Refused with the code of the first field that is missing, unknown or no
+        number."""
         if not isinstance(mapping, Mapping):
             raise Refused("plan_terms", "the terms are no mapping")
         if unknown := set(mapping) - set(_CODES):
@@ -56,15 +66,28 @@ class Terms:
         if mapping["kind"] not in [*KINDS]:  # a list: an unhashable kind is refused, not raised
             raise Refused("plan_kind", "unknown kind of plan")
         return cls(
-            kind=mapping["kind"], sigma=_number(mapping, "sigma"), q=_number(mapping, "q"), steps=_whole(mapping, "steps"),
-            clips=tuple(_finite(c, "clips") for c in _sequence(mapping["clips"], "clips")), groups=_groups(mapping["groups"]),
-            denominator=_whole(mapping, "denominator"), rate=_number(mapping, "rate") if "rate" in mapping else 1.0,
+            kind=mapping["kind"],
+            sigma=_number(mapping, "sigma"),
+            q=_number(mapping, "q"),
+            steps=_whole(mapping, "steps"),
+            clips=tuple(_finite(c, "clips") for c in _sequence(mapping["clips"], "clips")),
+            groups=_groups(mapping["groups"]),
+            denominator=_whole(mapping, "denominator"),
+            rate=_number(mapping, "rate") if "rate" in mapping else 1.0,
         )
 
     def to_mapping(self) -> dict[str, Any]:
         """The same terms in types that JSON knows; `from_mapping` is the inverse."""
-        return {"kind": self.kind, "sigma": self.sigma, "q": self.q, "steps": self.steps, "clips": list(self.clips),
-                "groups": [list(group) for group in self.groups], "denominator": self.denominator, "rate": self.rate}
+        return {
+            "kind": self.kind,
+            "sigma": self.sigma,
+            "q": self.q,
+            "steps": self.steps,
+            "clips": list(self.clips),
+            "groups": [list(group) for group in self.groups],
+            "denominator": self.denominator,
+            "rate": self.rate,
+        }
 
 
 def _number(mapping: Mapping[str, Any], field: str) -> float:
