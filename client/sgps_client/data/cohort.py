@@ -1,0 +1,84 @@
+"""A cohort of site.yaml as records: patients, and for each the pictures with their catalogue classes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from sgps.errors import ConfigError, InputError
+from sgps_client.config import Cohort
+from sgps_client.data.labelled import FILE_NAME, Picture, read_labelled
+from sgps_client.data.pictures import decode_picture
+from sgps_client.data.sources import Source, open_source
+
+
+@dataclass(frozen=True)
+class Records:
+    """Patients of one cohort. Nothing is decoded before a picture is asked for.
+
+    patients: sorted. problems: one line each for what does not fit and is left out; a person should mend it before the cohort is
+    used. notes: what was left out on purpose, and what the unit means. unit_column: which column names the patient.
+    """
+
+    patients: list[str]
+    problems: list[str]
+    notes: list[str]
+    unit_column: str
+    _source: Source
+    _pictures: Mapping[str, Sequence[tuple[str, str]]]
+
+    def images(self, patient: str) -> list[tuple[str, Callable[[], Image.Image]]]:
+        """(catalogue id, reader) of each picture of a patient, sorted by name. A reader raises InputError on a bad picture."""
+        return [(label, partial(_read, self._source, name)) for name, label in self._pictures[patient]]
+
+    def classes(self) -> dict[str, int]:
+        """Catalogue id -> number of patients who have it."""
+        ids = [label for pictures in self._pictures.values() for label in {label for _, label in pictures}]
+        return {label: ids.count(label) for label in sorted(set(ids))}
+
+
+def _read(source: Source, name: str) -> Image.Image:
+    return decode_picture(source.read(name), source.where(name))
+
+
+def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalogue_ids: Sequence[str]) -> Records:
+    """folder: of site.yaml. classes: the site's labels -> catalogue ids; a label that equals an id needs no entry.
+
+    Raises InputError when pictures or table cannot be read at all, ConfigError when class folders are given without
+    `unit_column: file name`.
+    """
+    source = open_source(folder / cohort.images)
+    if cohort.table is None and cohort.unit_column != FILE_NAME:
+        raise ConfigError(
+            "class folders have no patient ids",
+            where=f"cohort {cohort.name}",
+            do=f"give a table, or write `unit_column: {FILE_NAME}`, which makes each picture a patient and says so",
+        )
+    labelled = read_labelled(
+        source,
+        None if cohort.table is None else folder / cohort.table,
+        unit_column=cohort.unit_column,
+        image_column=cohort.image_column,
+        label_column=cohort.label_column,
+    )
+    if not labelled.pictures and not labelled.problems:
+        raise InputError("holds no picture", where=source.path, do="check the path")
+    known = {i.casefold(): i for i in catalogue_ids}
+    pictures: dict[str, list[tuple[str, str]]] = {}
+    unknown: dict[str, list[Picture]] = {}
+    for picture in labelled.pictures:
+        label = classes.get(picture.label, known.get(picture.label.casefold(), ""))
+        if label in known.values():
+            pictures.setdefault(picture.unit, []).append((picture.name, label))
+        else:
+            unknown.setdefault(picture.label, []).append(picture)
+    problems = [*labelled.problems, *(_unknown(label, unknown[label]) for label in sorted(unknown))]
+    return Records(sorted(pictures), problems, list(labelled.notes), labelled.unit_column, source, pictures)
+
+
+def _unknown(label: str, pictures: Sequence[Picture]) -> str:
+    rows = sorted(p.row for p in pictures)
+    first = f"first row {rows[0]}" if rows[0] else f"first {pictures[0].name}"
+    return f"unknown class {label!r}: {len(pictures)} pictures ({first}) - map it to a catalogue id under `classes:`"

@@ -1,0 +1,220 @@
+"""Tables and class folders: what fits becomes records, what does not is named with its first rows."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sgps.errors import ConfigError, InputError
+from sgps_client.config import Budget, Cohort
+from sgps_client.data import Records, open_cohort, open_source, read_labelled
+from sgps_client.data.table import read_table
+
+IDS = ("mel", "bkl", "df")
+
+
+def jpeg(colour: str = "red") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (20, 20), colour).save(out, "JPEG")
+    return out.getvalue()
+
+
+def folder(tmp_path: Path, *names: str) -> Path:
+    for name in names:
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg())
+    return tmp_path / "pictures"
+
+
+def cohort(tmp_path: Path, table: str | None = None, *, classes: dict[str, str] | None = None, **more: str) -> Records:
+    """A table with rows `image_id,patient_id,lesion_id,dx` and files a to f, unless other columns are named."""
+    if table is not None:
+        (tmp_path / "table.csv").write_text(table)
+    more = {"unit_column": "patient_id", **more}
+    settings = Cohort(
+        name="first",
+        images="pictures",
+        table=None if table is None else "table.csv",
+        budget=Budget(epsilon=3, delta=1e-5),
+        **more,
+    )
+    return open_cohort(settings, tmp_path, classes or {}, IDS)
+
+
+@pytest.fixture
+def six(tmp_path: Path) -> Path:
+    folder(tmp_path, *(f"{n}.jpg" for n in "abcdef"))
+    return tmp_path
+
+
+HEAD = "image_id,patient_id,lesion_id,dx\n"
+
+
+def test_patients_with_several_pictures_and_classes(six: Path) -> None:
+    records = cohort(six, HEAD + "c,p2,l3,df\nb,p1,l2,Naevus\na,p1,l1,mel\n", classes={"Naevus": "bkl"})
+    assert records.patients == ["p1", "p2"] and records.unit_column == "patient_id"
+    assert not records.problems and records.notes == ["3 pictures have no row in the table and are not used"]
+    assert [label for label, _ in records.images("p1")] == ["mel", "bkl"]  # a.jpg before b.jpg
+    assert records.classes() == {"bkl": 1, "df": 1, "mel": 1}
+    assert records.images("p2")[0][1]().size == (20, 20)
+
+
+def test_bad_picture_raises_only_when_it_is_read(six: Path) -> None:
+    (six / "pictures" / "a.jpg").write_bytes(jpeg()[:300])
+    records = cohort(six, HEAD + "a,p1,l1,mel\n")
+    ((_, read),) = records.images("p1")
+    with pytest.raises(InputError, match=r"pictures/a\.jpg: is damaged"):
+        read()
+
+
+def problem(six: Path, table: str, line: str, kept: list[str], **more: str) -> None:
+    records = cohort(six, table, **more)
+    assert records.problems == [line]
+    assert records.patients == kept
+
+
+def test_missing_patient_ids_are_grouped(six: Path) -> None:
+    table = HEAD + "a,,l1,mel\nb,p1,l2,mel\nc, ,l3,mel\nd,,l4,mel\ne,,l5,mel\n"
+    problem(six, table, "no patient_id: 4 rows (2, 4, 5, ...) - fill it in or remove the rows", ["p1"])
+
+
+def test_no_column_with_patient_ids(six: Path) -> None:
+    with pytest.raises(InputError, match=r"table\.csv: has no column 'patient_id' - unit_column: one of image_id, dx"):
+        cohort(six, "image_id,dx\na,mel\n")
+    with pytest.raises(InputError, match="has no column with patient ids"):
+        read_table(b"image_id,dx\na,mel\n", "t.csv")
+
+
+def test_unknown_classes(six: Path) -> None:
+    records = cohort(six, HEAD + "a,p1,l1,mel\nb,p2,l2,zzz\nc,p3,l3,zzz\nd,p4,l4,yyy\n")
+    assert records.problems == [
+        "unknown class 'yyy': 1 pictures (first row 5) - map it to a catalogue id under `classes:`",
+        "unknown class 'zzz': 2 pictures (first row 3) - map it to a catalogue id under `classes:`",
+    ]
+    assert records.patients == ["p1"]
+
+
+def test_repeated_rows(six: Path) -> None:
+    table = HEAD + "a,p1,l1,mel\nb,p2,l2,mel\na,p1,l1,mel\n"
+    problem(six, table, "the same picture again: 1 row (4) - remove the repeated rows", ["p1", "p2"])
+
+
+def test_lesion_with_two_patients(six: Path) -> None:
+    """Somebody would be in two records: both are left out."""
+    table = HEAD + "a,p1,l1,mel\nb,p2,l1,mel\nc,p3,l2,mel\n"
+    line = "two patients for one lesion: 2 rows (2, 3) - a lesion belongs to one patient; correct the ids"
+    problem(six, table, line, ["p3"])
+
+
+def test_two_diagnoses_for_one_picture(six: Path) -> None:
+    table = HEAD + "a,p1,l1,mel\na.jpg,p1,l1,bkl\nb,p2,l2,mel\n"
+    problem(six, table, "two diagnoses for one picture: 2 rows (2, 3) - keep the right one", ["p2"])
+
+
+def test_two_patients_for_one_picture(six: Path) -> None:
+    table = "image_id,patient_id,dx\na,p1,mel\na,p2,mel\nb,p2,mel\n"
+    problem(six, table, "two values of patient_id for one picture: 2 rows (2, 3) - keep the right one", ["p2"])
+
+
+def test_missing_pictures_and_diagnoses(six: Path) -> None:
+    records = cohort(six, HEAD + "a,p1,l1,mel\nzz,p2,l2,mel\nb,p3,l3,\n")
+    assert records.problems == [
+        "no diagnosis: 1 row (4) - fill it in or remove the rows",
+        "picture not found: 1 row (3) - add the files or remove the rows",
+    ]
+
+
+def test_same_name_in_two_folders_needs_a_path(tmp_path: Path) -> None:
+    folder(tmp_path, "x/a.jpg", "y/a.jpg")
+    table = HEAD + "a,p1,l1,mel\ny/a.jpg,p2,l2,mel\n"
+    problem(tmp_path, table, "several pictures of that name: 1 row (2) - write the path in the table", ["p2"])
+
+
+def test_lesion_as_unit_says_so(six: Path) -> None:
+    records = cohort(six, HEAD + "a,p1,l1,mel\nb,p1,l2,mel\n", unit_column="lesion_id")
+    assert records.patients == ["l1", "l2"] and records.unit_column == "lesion_id"
+    assert "a patient with several lesions has several records" in records.notes[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufeffisic_id;lesion_id;diagnosis\r\na;l1;mel\r\n", "isic_id\tlesion_id\tdiagnosis\na\tl1\tmel\n"]
+)
+def test_spreadsheet_habits(text: str) -> None:
+    (row,) = read_table(text.encode(), "t.csv").rows
+    assert (row.number, row.image, row.unit, row.label) == (2, "a", "l1", "mel")
+
+
+def test_row_numbers_count_lines_and_short_rows_are_named() -> None:
+    table = read_table(b'image_id,patient_id,dx\n\n"a",p1,mel\nb,p2\n', "t.csv")
+    assert table.rows[0].number == 3 and table.problems == ("not 3 cells: 1 row (4) - correct the rows",)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b'image_id,patient_id,dx\n"a,p1,mel\n', "not a CSV table"),
+        (b"image_id,image_id,dx\n", "'image_id' twice"),
+        (b"", "no column with image names"),
+        (b"image_id,patient_id,dx\n" + b"a" * 200_000 + b",p,mel\n", "not a CSV table"),
+    ],
+)
+def test_bad_tables(data: bytes, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        read_table(data, "t.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_class_folders_need_the_written_consent_that_each_picture_is_a_patient(tmp_path: Path) -> None:
+    folder(tmp_path, "set/mel/1.jpg", "set/mel/2.jpg", "set/df/3.jpg")
+    with pytest.raises(ConfigError, match="unit_column: file name"):
+        cohort(tmp_path)
+    records = cohort(tmp_path, unit_column="file name")
+    assert records.patients == ["1.jpg", "2.jpg", "3.jpg"] and records.classes() == {"df": 1, "mel": 2}
+    assert records.notes == ["no patient ids: each picture counts as one patient"]
+
+
+def test_class_folders_with_loose_and_repeated_names(tmp_path: Path) -> None:
+    folder(tmp_path, "0.jpg", "mel/1.jpg", "df/1.jpg", "df/2.jpg")
+    records = cohort(tmp_path, unit_column="file name")
+    assert records.patients == ["2.jpg"]
+    assert [line.split(" (first")[0] for line in records.problems] == [
+        "1 pictures lie in no class folder",
+        "1 file names in two class folders",
+    ]
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(InputError, match="holds no picture"):
+        cohort(tmp_path, unit_column="file name")
+
+
+def test_zip_that_brings_its_table(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        file.writestr("meta.csv", "lesion_id,image_id,dx\nl1,a,mel\nl1,b,mel\n")
+        for name in ("mel/a.jpg", "mel/b.jpg"):
+            file.writestr(name, jpeg())
+    labelled = read_labelled(open_source(tmp_path / "set.zip"), tmp_path / "meta.csv")
+    assert [(p.unit, p.name, p.label) for p in labelled.pictures] == [
+        ("l1", "mel/a.jpg", "mel"),
+        ("l1", "mel/b.jpg", "mel"),
+    ]
+
+
+def test_table_named_but_absent(six: Path) -> None:
+    settings = Cohort(
+        name="first", images="pictures", table="none.csv", unit_column="x", budget=Budget(epsilon=3, delta=1e-5)
+    )
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
+        open_cohort(settings, six, {}, IDS)
+
+
+def test_public_lesions_are_read_as_their_table_says(shared_data: Path) -> None:
+    source = open_source(shared_data / "ham10000_200x150.zip")
+    labelled = read_labelled(source, Path("HAM10000_metadata.csv"), unit_column="lesion_id")
+    assert len(labelled.pictures) == 10_015 and len({p.unit for p in labelled.pictures}) == 7_470
+    assert not labelled.problems
