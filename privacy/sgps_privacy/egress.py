@@ -20,10 +20,12 @@ from sgps_privacy import statement as statements
 from sgps_privacy.errors import CODES, PrivacyError
 
 KEYS = ("arrays", "weight", "plan_id", "code_hash", "status", "receipt", "statement")
+FIELDS = ("weight", "plan", "code", "status", "receipt", "statement", "signature")  # beside the arrays, as a reply travels
 ACCEPTED = "accepted"
 WEIGHT = 1
 _WORD = re.compile(r"[0-9A-Za-z:._+-]{0,128}")
 _NAME = re.compile(r"[0-9A-Za-z._-]{1,200}")
+_HEX = re.compile(r"([0-9a-f]{2}){0,256}")
 _META = "reply"  # one entry only: safetensors does not keep the order of several
 
 
@@ -65,6 +67,31 @@ class Reply:
                 raise PrivacyError("a parameter name holds letters, digits, dots, underscores and hyphens only")
             if not isinstance(array, np.ndarray) or array.dtype != np.float32 or not np.isfinite(array).all():
                 raise PrivacyError(f"{name}: not a finite float32 array")
+
+    def parts(self, signature: str = "") -> tuple[dict[str, NDArray[np.float32]], dict[str, str | int]]:
+        """Arrays, and the fields of `FIELDS` as flat text and numbers: how a reply travels.
+
+        signature: hex, of the site's key over the statement's text as it stands in the fields."""
+        text = json.dumps(self.statement, sort_keys=True, separators=(",", ":"), allow_nan=False) if self.statement else ""
+        values = (self.weight, self.plan_id, self.code_hash, self.status, self.receipt, text, signature)
+        return dict(self.arrays), dict(zip(FIELDS, values, strict=True))
+
+    @classmethod
+    def from_parts(cls, arrays: Mapping[str, NDArray[np.float32]], fields: Mapping[str, Any]) -> Reply:
+        """The inverse of `parts`. Raises PrivacyError for any other set of fields. The caller limits their size first and
+        verifies `fields["signature"]` over `fields["statement"]`."""
+        if set(fields) != set(FIELDS) or not all(isinstance(fields[f], str) for f in FIELDS[1:]):
+            raise PrivacyError("a reply has exactly the fields " + ", ".join(FIELDS))
+        if not _HEX.fullmatch(fields["signature"]) or bool(fields["signature"]) != bool(fields["statement"]):
+            raise PrivacyError("a statement comes with its signature, a refusal with neither")
+        try:
+            found = json.loads(fields["statement"]) if fields["statement"] else {}
+        except (ValueError, RecursionError):
+            raise PrivacyError("the statement is not JSON") from None
+        if not isinstance(found, dict):
+            raise PrivacyError("the statement is no mapping")
+        f = fields
+        return cls(dict(arrays), f["weight"], f["plan"], f["code"], f["status"], f["receipt"], found)
 
     def with_receipt(self, receipt: str) -> Reply:
         """The reply as it is sent: the outbox's bytes and the ledger's receipt."""
