@@ -75,7 +75,7 @@ class _Bert:
         for layer in range(self.layers):
             at = f"encoder.layer.{layer}"
             q, k, v = (
-                self._linear(f"{at}.attention.self.{n}", x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                self._linear(f"{at}.attention.self.{n}", x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
                 for n in ("query", "key", "value")
             )
             mixed = scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
@@ -118,7 +118,9 @@ class TextEncoder:
             config: dict[str, Any] = json.loads(read_limited(where, _CONFIG_LIMIT))
             tensors = load_file(self.folder / "model.safetensors")
         except (ValueError, SafetensorError) as error:
-            raise InputError(f"cannot be read: {error}", where=self.folder, do="install the text encoder again") from error
+            raise InputError(
+                f"cannot be read: {error}", where=self.folder, do="install the text encoder again"
+            ) from error
         if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu" or config["hidden_size"] != WIDTH:
             raise InputError(f"is not a BERT encoder of width {WIDTH}", where=where, do=f"use {NAME}")
         return _Bert(tensors, config["num_hidden_layers"], config["num_attention_heads"], config["layer_norm_eps"])
