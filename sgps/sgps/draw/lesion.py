@@ -92,10 +92,10 @@ def outline(rng: np.random.Generator, side: int, radius: float, symmetry: str, b
     size *= (1.5, 1.1, 0.8)[mirrors]
     if mirrors < 2:
         # A clear lobe, so that asymmetry shows in the shape and not in the pigment alone.
-        size[1] += 0.10 * np.sign(size[1])
+        size[:2] += (0.10, 0.15)[mirrors] * rng.uniform([0.0, 0.45], [1.0, 1.15]) * np.sign(size[:2])
     if border == "irregular":
         orders = np.concatenate([orders, np.arange(8, 17)])
-        size = np.concatenate([size, rng.normal(0, 0.032, 9)])
+        size = np.concatenate([size, rng.normal(0, 0.042, 9)])
         phase = np.concatenate([phase, rng.uniform(0, 2 * np.pi, 9)])
     wave = np.zeros_like(theta)
     for k, a, f in zip(orders, size, phase, strict=True):
@@ -145,7 +145,7 @@ def pigment(lesion: Lesion) -> None:
         soft = float(rng.uniform(0.35, 0.9))
         paint(lesion.sheet, _patch(lesion, share, int(rng.integers(4, 7)), soft) * body, lesion.colours[name])
     if "skin" in lesion.truth["colours"] and names:
-        paint(lesion.sheet, _patch(lesion, 0.28, 5, 0.7) * body * np.float32(0.9), lesion.colours["skin"])
+        paint(lesion.sheet, _patch(lesion, float(rng.uniform(0.28, 0.42)), 4, 0.5) * body, lesion.colours["skin"])
 
 
 def _holes(lesion: Lesion, cell: float, warp: float) -> Array:

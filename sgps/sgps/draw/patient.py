@@ -48,13 +48,15 @@ class Patient:
         truth = self.attributes
         rng = generator(_LESION_STREAM, self.profile.key, self.seed)
         side = round(size * 2 * REACH)
-        radius = float(np.clip(rng.normal(self.profile.size, self.profile.size_spread), 0.17, 0.42))
+        radius = float(np.clip(rng.normal(self.profile.size, self.profile.size_spread), 0.17, 0.39))
         drift = rng.normal(0, 0.02, 3)
         colours = {
             name: np.clip(np.array(mean) + drift + rng.normal(0, 0.025, 3), 0.02, 1).astype(np.float32)
             for name, mean in self.profile.palette.items()
         }
         ground = skin(rng, side)
+        # Skin-coloured is relative: mostly this patient's own skin.
+        colours["skin"] = 0.3 * colours["skin"] + 0.7 * ground.mean((1, 2))
         edge = generator(_OUTLINE_STREAM, self.profile.key, self.seed)
         depth, mask = outline(edge, side, radius, truth["symmetry"][0], truth["border"][0])
         lesion = Lesion(rng, truth, colours, radius, MIRRORS[truth["symmetry"][0]], ground, depth, mask)

@@ -121,7 +121,7 @@ def draw_profile(seed: int) -> Profile:
         for (name, mean), d in zip(COLOUR_MEANS.items(), shift, strict=True)
     }
     return Profile(
-        f"drawn-{seed:04d}", chances, palette, float(rng.uniform(0.24, 0.37)), float(rng.uniform(0.02, 0.05))
+        f"drawn-{seed:04d}", chances, palette, float(rng.uniform(0.23, 0.33)), float(rng.uniform(0.02, 0.05))
     )
 
 

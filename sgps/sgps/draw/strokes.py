@@ -139,15 +139,16 @@ def carcinoma_signs(lesion: Lesion) -> None:
             )
         paint(lesion.sheet, np.float32(0.88) * stencil.mask(0.003), slate * 0.6 + lesion.colours["dark brown"] * 0.4)
     if "spoke-wheel areas" in present:
-        stencil = Stencil(lesion.side)
         places = lesion.points(int(rng.integers(3, 6)), 0.06)
+        tan, stencil = Stencil(lesion.side), Stencil(lesion.side)
+        tan.discs(places[:, 0], places[:, 1], 0.082)
         for x, y in places:
             spokes = rng.uniform(0, 1) + np.arange(9) * (2 * np.pi / 9)
-            tips = np.stack([x + 0.058 * np.cos(spokes), y + 0.058 * np.sin(spokes)], 1)
-            for tip in tips:
-                stencil.line(np.stack([[x, y], tip]), 0.010)
-        stencil.discs(places[:, 0], places[:, 1], 0.020)
-        paint(lesion.sheet, np.float32(0.9) * stencil.mask(0.002), lesion.colours["dark brown"] * np.float32(0.7))
+            for tip in np.stack([x + 0.078 * np.cos(spokes), y + 0.078 * np.sin(spokes)], 1):
+                stencil.line(np.stack([[x, y], tip]), 0.013)
+        stencil.discs(places[:, 0], places[:, 1], 0.026)
+        paint(lesion.sheet, np.float32(0.7) * tan.mask(0.012), lesion.colours["light brown"] * np.float32(1.15))
+        paint(lesion.sheet, np.float32(0.95) * stencil.mask(0.002), lesion.colours["dark brown"] * np.float32(0.6))
     if "ulceration" in present:
         place = lesion.points(1, 0.08)
         x0, y0 = place[0] if len(place) else (0.0, 0.0)

@@ -28,9 +28,9 @@ def _arborizing(lesion: Lesion, stencil: Stencil) -> None:
 
 def _coils(lesion: Lesion, stencil: Stencil) -> None:
     rng = lesion.rng
-    turn = np.linspace(0.6, 4.6 * np.pi, 30)
-    for x, y in lesion.points(int(rng.integers(9, 15)), 0.03):
-        phase, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.028, 0.038)
+    turn = np.linspace(0.4, 4.2 * np.pi, 30)
+    for x, y in lesion.points(int(rng.integers(8, 13)), 0.03):
+        phase, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.036, 0.047)
         r = size * turn / turn[-1]
         stencil.line(np.stack([x + r * np.cos(turn + phase), y + r * np.sin(turn + phase) * 0.85], 1), 0.007)
 
