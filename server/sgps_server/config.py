@@ -1,0 +1,133 @@
+"""federation.yaml, and where things lie in a federation folder."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from sgps.errors import InputError, StateError
+from sgps.plan import Hex, SiteName
+from sgps.settings import Settings, load
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
+
+
+class Listen(Settings):
+    """The one address that the coordinator opens."""
+
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+class Federation(Settings):
+    """The content of federation.yaml.
+
+    epsilon, delta: what one round costs a patient; the noise multiplier follows from them. quorum: least number of replies that
+    make a round. wait_for: sites to be online before a round starts; after `patience` seconds `quorum` sites are enough, and a site
+    lost within a round is waited for as long. answer_after, deadline_after: seconds from the start of an attempt. attempts: of one
+    round in one run of the program. most_patients: a reply that this many patients could hardly make is refused. code: hashes of
+    site code that are accepted besides the coordinator's own installation.
+    """
+
+    name: SiteName
+    url: Annotated[str, Field(pattern=r"^https://[^/\s@]+$")]
+    listen: Listen
+    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    kind: Literal["rows"] = "rows"
+    epsilon: Annotated[float, Field(gt=0, le=100)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    quorum: Annotated[int, Field(ge=1, le=10_000)]
+    wait_for: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    patience: Seconds = 60.0
+    answer_after: Seconds = 60.0
+    deadline_after: Seconds = 600.0
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 5
+    most_patients: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    code: Annotated[tuple[Hex, ...], Field(max_length=99)] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Federation":
+        if self.answer_after >= self.deadline_after:
+            raise ValueError("answer_after must be less than deadline_after")
+        if self.wait_for is not None and self.wait_for < self.quorum:
+            raise ValueError("wait_for must not be less than quorum")
+        host_of(self.url)
+        return self
+
+    @property
+    def wanted(self) -> int:
+        """Sites that a round waits for before it starts."""
+        return self.wait_for or self.quorum
+
+
+def host_of(url: str) -> str:
+    """Host name or address of an https address. Raises ValueError when it has none or a bad port."""
+    parts = urlsplit(url)
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("url must look like https://host:8443")
+    return parts.hostname
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A federation folder. Names of what lies in it; nothing is opened here."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, config: Path) -> "Folder":
+        """The folder that holds this federation.yaml. Raises InputError when there is none."""
+        if not config.is_file():
+            raise InputError(
+                "no such file", where=config, do="make a federation with `sgps-server init` or name one with --config"
+            )
+        return cls(config.resolve().parent)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "federation.yaml"
+
+    @property
+    def ca(self) -> Path:
+        return self.root / "ca"
+
+    @property
+    def keys(self) -> Path:
+        return self.root / "keys"
+
+    @property
+    def registry(self) -> Path:
+        return self.root / "sites" / "registry.json"
+
+    @property
+    def releases(self) -> Path:
+        return self.root / "releases"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def audit(self) -> Path:
+        return self.state / "audit.jsonl"
+
+    def settings(self) -> Federation:
+        return load(self.config, Federation)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file. Raises StateError when another process holds it, unless `wait`."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise StateError(
+                "another process runs this federation", where=path.parent.parent, do="stop it first"
+            ) from error
+        yield

@@ -1,0 +1,152 @@
+"""The coordinator's releases: 0000 is what the federation began with, N+1 is N with the memory of one more round."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from sgps.code import contributor_code
+from sgps.errors import InputError, StateError
+from sgps.files import new_folder, read_limited, sha256_file, write_atomic
+from sgps.memory import Memory
+from sgps.release import (
+    BANK,
+    CATALOGUE,
+    FILES,
+    GENERATOR,
+    MANIFEST,
+    MANIFEST_LIMIT,
+    MEMORY,
+    SIGNATURE,
+    Release,
+    Round,
+    memory_bytes,
+    write,
+)
+from sgps.signing import fingerprint
+from sgps_server.checkpoint import Record
+
+ANCHOR = "audit"  # key of a manifest's figures: hash of the audit line that the release was made after
+_NAME = re.compile(r"[0-9]{4,}")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A release by name and the hash of its manifest."""
+
+    name: str
+    sha256: str
+
+
+def name_of(number: int) -> str:
+    return f"{number:04d}"
+
+
+def names(folder: Path) -> list[str]:
+    """Names of all releases, oldest first. A half-written one has another form of name."""
+    return sorted((p.name for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=int)
+
+
+def latest(folder: Path) -> Named:
+    """Raises StateError when there is none."""
+    found = names(folder)
+    if not found:
+        raise StateError("holds no release", where=folder, do="restore it from a backup")
+    return Named(found[-1], hashlib.sha256(read_limited(folder / found[-1] / MANIFEST, MANIFEST_LIMIT)).hexdigest())
+
+
+def first(source: Release, target: Path, federation: str, key: Ed25519PrivateKey) -> None:
+    """Sign a release anew as this federation's 0000.
+
+    Raises InputError when its memory holds rows already: their contributions are not here, so the next round would lose them.
+    """
+    if np.any(source.memory().scale):
+        raise InputError(
+            "holds rows of another federation", where=source.folder, do="begin with a release whose memory is empty"
+        )
+    manifest = source.manifest.model_copy(
+        update={"name": name_of(0), "federation": federation, "fingerprint": fingerprint(key.public_key())}
+    )
+    write(target, {name: source.folder / name for name in FILES}, manifest, key)
+
+
+def following(
+    folder: Path, number: int, memory: Memory, records: Sequence[Record], terms: dict[int, dict[str, Any]], anchor: str,
+    key: Ed25519PrivateKey,
+) -> Release:  # fmt: skip
+    """Write release `number` from the one before and open it.
+
+    records: every accepted contribution of every round. terms: round -> mechanism facts. When the folder is there already (a crash
+    came between this and the checkpoint), it is taken if it holds this memory. Raises StateError when it holds another.
+    """
+    target, before = folder / name_of(number), Release.open(folder / name_of(number - 1), key=key.public_key())
+    contents: dict[str, bytes | Path] = {name: before.folder / name for name in (GENERATOR, BANK, CATALOGUE)}
+    contents[MEMORY] = memory_bytes(memory)
+    if target.exists():
+        found = Release.open(target, key=key.public_key())
+        if sha256_file(target / MEMORY) != hashlib.sha256(memory_bytes(memory)).hexdigest():
+            raise StateError("was made from other contributions", where=target, do="restore the folder from a backup")
+        return found
+    order = sorted(records, key=lambda r: (r.round, r.site))
+    statements: dict[str, tuple[dict[str, Any], ...]] = {}
+    for r in order:
+        statements[r.site] = (*statements.get(r.site, ()), statement_entry(r))
+    manifest = before.manifest.model_copy(
+        update={
+            "name": name_of(number),
+            "rounds": tuple(
+                Round(
+                    round=n,
+                    kind=str(terms[n]["kind"]),
+                    terms=terms[n],
+                    sites=tuple(r.site for r in order if r.round == n),
+                )
+                for n in sorted({r.round for r in order})
+            ),
+            "statements": statements,
+            "code_sha256": contributor_code(),
+            "figures": {**before.manifest.figures, ANCHOR: anchor},
+        }
+    )
+    write(target, contents, manifest, key)
+    return Release.open(target, key=key.public_key())
+
+
+def statement_entry(record: Record) -> dict[str, Any]:
+    """A site's statement as it stands in a release: its fields for readers, and the signed text with the site's key for checkers."""
+    proof = {"text": record.statement, "signature": record.signature, "key": record.key, "receipt": record.receipt}
+    return {"round": record.round, **record.fields(), **proof}
+
+
+def anchors(folder: Path, key: Ed25519PublicKey) -> dict[str, str]:
+    """Release -> hash of the audit line it names. Verifies every release."""
+    found = {name: Release.open(folder / name, key=key).manifest.figures.get(ANCHOR) for name in names(folder)}
+    return {name: str(head) for name, head in found.items() if head}
+
+
+def export(folder: Path, name: str, key: Ed25519PublicKey, out: Path) -> Release:
+    """Verify a release and copy it to `out`, for a site without a line. Raises InputError when there is no such release."""
+    if name not in names(folder):
+        raise InputError(f"no release {name}", where=folder, do=f"choose one of {', '.join(names(folder))}")
+    release = Release.open(folder / name, key=key)
+    with new_folder(out) as work:
+        for file in (*FILES, MANIFEST, SIGNATURE):
+            write_atomic(work / file, (release.folder / file).read_bytes())
+    return release
+
+
+def describe(release: Release) -> dict[str, Any]:
+    """What `releases list` tells."""
+    manifest = release.manifest
+    return {
+        "name": release.folder.name,
+        "sha256": release.sha256,
+        "rounds": len(manifest.rounds),
+        "sites": sorted({site for r in manifest.rounds for site in r.sites}),
+        "classes": len(manifest.classes),
+    }

@@ -1,0 +1,155 @@
+"""What a site's reply must be before it counts. Everything in it is untrusted; whatever is wrong becomes one word for the audit."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from sgps.memory import COUNTS, ROWS, Array
+from sgps.plan import Plan
+from sgps_privacy import accountant, egress
+from sgps_privacy import statement as statements
+from sgps_privacy.errors import CODES, PrivacyError
+from sgps_privacy.terms import Terms
+
+MOST_TEXT = 1 << 16  # characters of a statement
+_TAIL = 8.0  # standard deviations; noise beyond them comes up once in 1e15 replies
+_HEX = frozenset("0123456789abcdef")
+
+
+class Rejected(Exception):
+    """A reply that does not count. code: one word, ours or the site's. refusal: the site itself said no. receipt: what it carried."""
+
+    def __init__(self, code: str, *, refusal: bool = False, receipt: str = "") -> None:
+        super().__init__(code)
+        self.code, self.refusal, self.receipt = code, refusal, receipt
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A reply that counts. rows [C, k], counts [C], float32 noised sums."""
+
+    round: int
+    site: str
+    rows: Array
+    counts: Array
+    sigma: float
+    receipt: str
+    statement: str
+    signature: str
+    key: str
+
+
+def check(
+    site: str, key: str, plan: Plan, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array],
+    fields: Mapping[str, str | int], most_patients: int,
+) -> Accepted:  # fmt: skip
+    """Raises Rejected with the first thing that is wrong. key: the site's registered public key, PEM."""
+    if set(fields) != set(egress.FIELDS):
+        raise Rejected("fields")
+    receipt = str(fields["receipt"])
+    receipt = receipt if len(receipt) == 64 and set(receipt) <= _HEX else ""
+    if fields["status"] in CODES:  # a site that could not open the plan refuses without naming it
+        raise Rejected(str(fields["status"]), refusal=True)
+    if fields["plan"] != plan.sha256():
+        raise Rejected("another_plan")
+    if fields["status"] != egress.ACCEPTED:
+        raise Rejected("status")
+    if not receipt:
+        raise Rejected("receipt")
+    try:
+        _check_content(key, plan, shapes, arrays, fields, most_patients)
+    except Rejected as error:
+        raise Rejected(error.code, receipt=receipt) from None
+    return Accepted(
+        plan.round, site, arrays[ROWS], arrays[COUNTS], Terms.from_mapping(plan.terms).sigma, receipt, str(fields["statement"]),
+        str(fields["signature"]), key,
+    )  # fmt: skip
+
+
+def _check_content(
+    key: str, plan: Plan, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array], fields: Mapping[str, str | int],
+    most_patients: int,
+) -> None:  # fmt: skip
+    if fields["code"] not in plan.code:
+        raise Rejected("code")
+    if set(arrays) != set(shapes):
+        raise Rejected("names")
+    if any(arrays[n].shape != shapes[n] for n in shapes):
+        raise Rejected("shape")
+    if any(arrays[n].dtype != np.float32 for n in shapes):
+        raise Rejected("type")
+    if not all(np.isfinite(arrays[n]).all() for n in shapes):
+        raise Rejected("not_finite")
+    terms = Terms.from_mapping(plan.terms)
+    total = math.sqrt(sum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays.values()))
+    if not total <= norm_bound(terms, sum(a.size for a in arrays.values()), most_patients):
+        raise Rejected("norm")
+    found = _statement(str(fields["statement"]), str(fields["signature"]), key)
+    _check_statement(found, plan, terms, shapes, str(fields["code"]))
+    try:  # the promise's own rules, at this end too
+        egress.Reply.from_parts(arrays, fields)
+    except PrivacyError:
+        raise Rejected("form") from None
+
+
+def norm_bound(terms: Terms, numbers: int, most_patients: int) -> float:
+    """The largest plausible L2 norm of the noised sums: that of `most_patients` equal records at the clip, and the noise.
+
+    The norm of d independent normals exceeds sqrt(d) + t standard deviations with probability below exp(-t^2 / 2) (Laurent and
+    Massart 2000, lemma 1). It is a public number: it knows no site's slots.
+    """
+    return terms.clip * (most_patients + terms.sigma * (math.sqrt(numbers) + _TAIL)) * terms.rate / terms.denominator
+
+
+def _statement(text: str, signature: str, key: str) -> dict[str, Any]:
+    """The statement, once its signature by the site's registered key is verified."""
+    if len(text) > MOST_TEXT:
+        raise Rejected("statement_size")
+    public = load_pem_public_key(key.encode())
+    try:
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            raise Rejected("statement_signature")
+        public.verify(bytes.fromhex(signature), text.encode(), ec.ECDSA(SHA256()))
+    except (InvalidSignature, ValueError):
+        raise Rejected("statement_signature") from None
+    try:
+        found = json.loads(text)
+        statements.check(found)
+    except (ValueError, TypeError, RecursionError, PrivacyError):
+        raise Rejected("statement_form") from None
+    return dict(found)
+
+
+def _check_statement(
+    found: Mapping[str, Any], plan: Plan, terms: Terms, shapes: Mapping[str, tuple[int, ...]], code: str
+) -> None:
+    """It speaks of this plan, and epsilon and mu follow from the facts in it."""
+    facts = {
+        "kind": terms.kind, "sigma": terms.sigma, "q": terms.q, "steps": terms.steps, "clip": terms.clip,
+        "denominator": terms.denominator, "numbers": sum(math.prod(s) for s in shapes.values()), "plan_hash": plan.sha256(),
+        "code_hash": code,
+    }  # fmt: skip
+    if (
+        any(found[name] != value for name, value in facts.items())
+        or [terms.sigma, terms.q, terms.steps] not in found["events"]
+    ):
+        raise Rejected("statement_facts")
+    try:
+        events = statements.read_events(found)
+        mu = accountant.equivalent_mu(events, found["delta"])
+        epsilon = accountant.epsilon(events, found["delta"])
+    except PrivacyError:
+        raise Rejected("statement_facts") from None
+    if (
+        not math.isclose(mu, found["mu"], rel_tol=1e-6)
+        or not epsilon * (1 - 1e-6) <= found["epsilon"] <= epsilon * 1.01
+    ):
+        raise Rejected("statement_figures")

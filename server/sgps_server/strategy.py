@@ -1,0 +1,143 @@
+"""The `rows` round as an ordinary Flower strategy: orders out, noised sums in, class memory pooled."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import Array as FlowerArray
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from sgps.memory import Array, Contribution, Memory, pool
+from sgps.plan import Plan, SignedPlan
+from sgps_server.replies import Accepted, Rejected, check
+
+MakePlan = Callable[[int, Sequence[str]], tuple[Plan, SignedPlan]]
+Sites = Callable[[], Mapping[int, tuple[str, str]]]
+_HEADER = 1024  # bytes that an array takes beside its numbers
+
+
+class RowsStrategy(Strategy):
+    """Every order carries the same signed plan and zeros to start from; the memory is pooled from all rounds' contributions.
+
+    make_plan: (round, participants) -> plan. sites: node id -> (site name, registered public key) of those that may contribute.
+    start: the arrays of an order. memory: gives coordinates and class ids. pooled: (round, site) -> what was accepted before.
+    """
+
+    def __init__(
+        self, make_plan: MakePlan, sites: Sites, start: Mapping[str, Array], memory: Memory, most_patients: int,
+        pooled: Mapping[tuple[int, str], Contribution] | None = None,
+    ) -> None:  # fmt: skip
+        self._make_plan, self._sites, self._most_patients = make_plan, sites, most_patients
+        self.start_arrays = to_record(start)
+        self._shapes = {name: tuple(a.shape) for name, a in start.items()}
+        self.memory = memory
+        self.pooled = dict(pooled or {})
+        self.plan: Plan | None = None
+        self._signed: SignedPlan | None = None
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Orders for every site that is online and has not contributed to this round. `arrays` and `config` are not sent: a `rows`
+        round starts at zero, and the plan says all."""
+        known = self._sites()
+        here = {
+            n: known[n][0] for n in grid.get_node_ids() if n in known and (server_round, known[n][0]) not in self.pooled
+        }
+        if not here:
+            return []
+        self.plan, self._signed = self._make_plan(server_round, sorted(here.values()))
+        return [self.order(node) for node in sorted(here, key=lambda n: here[n])]
+
+    def orders(self, server_round: int, grid: Grid) -> list[Message]:
+        """`configure_train` with what a `rows` round starts from."""
+        return list(self.configure_train(server_round, self.start_arrays, ConfigRecord(), grid))
+
+    def order(self, node: int) -> Message:
+        """The current plan as a message for one node. Raises Rejected when there is no plan."""
+        if self.plan is None or self._signed is None:
+            raise Rejected("no_plan")
+        signed = ConfigRecord({"text": self._signed.text, "signature": self._signed.signature})
+        return Message(
+            RecordDict({"arrays": self.start_arrays, "plan": signed}),
+            dst_node_id=node,
+            message_type=MessageType.TRAIN,
+            group_id=str(self.plan.round),
+            ttl=self.plan.deadline - self.plan.issued,
+        )
+
+    def accept(self, reply: Message | None) -> Accepted:
+        """Check one reply to the current plan and keep its contribution. Raises Rejected."""
+        if reply is None or self.plan is None:
+            raise Rejected("unreadable")
+        site, key = self._sites().get(reply.metadata.src_node_id, ("", ""))
+        if site not in self.plan.sites:
+            raise Rejected("not_a_participant")
+        if reply.has_error():
+            raise Rejected("error")
+        arrays, fields = read(reply.content, self._shapes)
+        accepted = check(site, key, self.plan, self._shapes, arrays, fields, self._most_patients)
+        self.pooled[(accepted.round, accepted.site)] = Contribution(accepted.rows, accepted.counts, accepted.sigma)
+        return accepted
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check what has not been accepted yet, then pool all contributions of all rounds. None when this round has none."""
+        for reply in replies:
+            try:
+                self.accept(reply)
+            except Rejected:
+                continue
+        count = sum(r == server_round for r, _ in self.pooled)
+        if not count:
+            return None, None
+        self.memory = pool(self.memory.coordinates, self.memory.ids, [self.pooled[k] for k in sorted(self.pooled)])
+        return to_record(self.memory.arrays()), MetricRecord({"replies": count})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing: an evaluation at a site would be one more thing that leaves it."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        return None
+
+    def summary(self) -> None:
+        """Nothing to log: the coordinator reports its rounds itself."""
+
+
+def to_record(arrays: Mapping[str, Array]) -> ArrayRecord:
+    return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
+
+
+def read(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Array], dict[str, str | int]]:
+    """A reply's content as plain arrays and fields. Raises Rejected.
+
+    Flower decodes an array when it is asked for, from bytes that a site chose: sizes are compared first, and any error of the
+    decoder is the site's.
+    """
+    if set(content) != {"arrays", "reply"}:
+        raise Rejected("records")
+    record, config = content["arrays"], content["reply"]
+    if not isinstance(record, ArrayRecord) or not isinstance(config, ConfigRecord):
+        raise Rejected("records")
+    arrays: dict[str, Array] = {}
+    for name, item in record.items():
+        if name not in shapes:
+            raise Rejected("names")
+        if len(item.data) > 8 * math.prod(shapes[name]) + _HEADER:
+            raise Rejected("shape")
+        try:
+            arrays[name] = item.numpy()
+        except Exception:  # noqa: BLE001
+            raise Rejected("unreadable") from None
+        if not hasattr(arrays[name], "dtype"):
+            raise Rejected("unreadable")
+    fields: dict[str, Any] = dict(config.items())
+    if any(isinstance(v, bool) or not isinstance(v, str | int) for v in fields.values()):
+        raise Rejected("fields")
+    return arrays, fields
