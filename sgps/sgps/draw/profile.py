@@ -142,6 +142,16 @@ def sampled_attributes(profile: Profile, seed: int) -> dict[str, tuple[str, ...]
 
 
 def attribute_vector(profile: Profile) -> npt.NDArray[np.float32]:
-    """Signed attributes in the order of ``ATTRIBUTE_NAMES``: +1 where a value is typical, -1 where it hardly occurs, 0 between."""
-    p = np.array([v for group in ATTRIBUTES for v in profile.probabilities[group]])
-    return np.where(p >= _STATED, 1, np.where(p <= _STATED_ABSENT, -1, 0)).astype(np.float32)
+    """Signed attributes in the order of ``ATTRIBUTE_NAMES``: +1 where a value is typical, -1 where it hardly occurs.
+
+    A structure that is typically absent has none of its kinds, one that is typically present is not absent.
+    """
+    signs: list[int] = []
+    for group, values in ATTRIBUTES.items():
+        own = [1 if p >= _STATED else -1 if p <= _STATED_ABSENT else 0 for p in profile.probabilities[group]]
+        if values[0] == "none" and own[0] == 1:
+            own[1:] = [-1] * len(own[1:])
+        elif values[0] == "none" and 1 in own:
+            own[0] = -1
+        signs += own
+    return np.array(signs, dtype=np.float32)

@@ -19,13 +19,13 @@ _GENERAL: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "symmetry": ("{} in shape and colour", "overall {}", "the lesion is {}"),
         "border": ("{} border", "the edge is {}", "{} margin"),
         "colours": ("{}", "shades of {}", "coloured {}"),
-        "network": ("{} pigment network", "{} network", "reticular pattern, {}"),
-        "globules": ("{} globules", "{} dots and globules", "globular pattern, {}"),
-        "streaks": ("{} streaks", "{} radial streaks", "streaming at the edge, {}"),
-        "structureless": ("{} area", "{}, structureless", "structureless zone: {}"),
+        "network": ("{} pigment network", "{} network", "reticular pattern: {}"),
+        "globules": ("{} globules", "{} dots and globules", "globular pattern: {}"),
+        "streaks": ("{} streaks", "{} radial streaks", "streaming at the edge: {}"),
+        "structureless": ("{} area", "structureless area: {}", "structureless zone: {}"),
         "vessels": ("{} vessels", "{} vascular pattern", "vascular structures: {}"),
-        "keratin": ("{}", "prominent {}", "{} are seen"),
-        "bcc signs": ("{}", "prominent {}", "{} are seen"),
+        "keratin": ("{}", "prominent {}", "{} seen"),
+        "bcc signs": ("{}", "prominent {}", "{} seen"),
         "vascular": ("{}", "well-demarcated {}", "groups of {}"),
         "centre": ("central {}", "{} in the centre", "{} in the middle"),
     }
@@ -111,5 +111,5 @@ def clinical_text(profile: Profile, seed: int = 0, omit: float = 0.0) -> str:
         said.append(_pick(rng, _GENERAL["colours"]).format(joined))
     kept = [s for s in said if rng.random() >= omit] or said[:1]
     kept = [kept[i] for i in rng.permutation(len(kept))]
-    text = _pick(rng, (", ", "; ", ". ")).join(kept)
+    text = _pick(rng, ("; ", ". ")).join(kept)
     return ". ".join(part[:1].upper() + part[1:] for part in text.split(". ")) + "."
