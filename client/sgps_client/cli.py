@@ -1,0 +1,215 @@
+"""sgps-client: the command line of a site. Heavy imports wait until a command needs them.
+
+Exit codes are those of sgps.errors (docs/reference/exit-codes.md); Ctrl-C ends with 130.
+"""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sgps.errors import SgpsError
+from sgps_client.cli_classifier import evaluate, predict, synthesize
+from sgps_client.cli_ledger import ledger
+
+INTERRUPTED = 130
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="A hospital's side of a federation: take part under patient-level differential privacy, and make classifiers.",
+)
+app.add_typer(ledger, name="ledger")
+for _command in (synthesize, predict, evaluate):
+    app.command()(_command)
+
+ConfigOption = Annotated[Path, typer.Option("--config", help="The site's settings.", metavar="FILE")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+SITE_YAML = Path("site.yaml")
+
+
+@app.command()
+def enroll(
+    name: Annotated[str | None, typer.Argument(help="Name of the site: a-z, 0-9 and -.", show_default=False)] = None,
+    kit: Annotated[
+        Path | None, typer.Option(help="Install the kit that the coordinator sent back.", metavar="FILE")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Folder of the site.", metavar="DIR")] = Path(),
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The federation's fingerprint, as told by another way.", metavar="HEX")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a key pair and NAME.csr, or install the kit that comes back. The private key never leaves."""
+    from sgps_client import enrolment
+
+    if (name is None) == (kit is None):
+        raise typer.BadParameter("give a NAME to make a request, or --kit FILE to install a kit")
+    if name is not None:
+        path = enrolment.request(folder, name)
+        _say(
+            as_json,
+            {"request": str(path)},
+            f"send {path} to the coordinator; the private key stays in {folder / 'keys'}",
+        )
+        return
+    done = enrolment.install(folder, Path(str(kit)), fingerprint)
+    todo = enrolment.template_problems(done.settings.read_text(encoding="utf-8"), done.settings)
+    facts = {
+        "site": done.site, "federation": done.federation, "fingerprint": done.fingerprint,
+        "expires": done.expires.isoformat(), "settings": str(done.settings), "written": done.fresh, "to_fill_in": todo,
+    }  # fmt: skip
+    lines = [
+        f"{done.site} is enrolled in {done.federation} until {done.expires:%Y-%m-%d}",
+        f"fingerprint {done.fingerprint}: compare it with the coordinator's by telephone",
+        f"{done.settings} {'was written' if done.fresh else 'exists and was left alone'}",
+        *(f"to fill in: {line}" for line in todo),
+        "then: sgps-client check",
+    ]
+    _say(as_json, facts, "\n".join(lines))
+
+
+@app.command()
+def check(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Look for every problem at once: settings, keys, network, clock, disk, release, cohorts, budget."""
+    from sgps_client import check as checks
+
+    found = checks.run(config)
+    facts = {"ok": not any(f.bad for f in found), "findings": [f.facts() for f in found]}
+    _say(as_json, facts, "\n".join(f.line() for f in found))
+    if worst := next((f for f in found if f.bad), None):
+        raise typer.Exit(worst.exit_code)
+
+
+@app.command()
+def start(
+    config: ConfigOption = SITE_YAML,
+    forever: Annotated[
+        bool, typer.Option("--forever", help="Stay when the coordinator says that the run is done.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take part in rounds, or receive releases only, until the run is done."""
+    from sgps_client import log
+    from sgps_client.config import Site
+
+    site = Site.load(config)
+    report = (log.JsonReport if as_json else log.Report)(site.log, log.to_stdout)
+    with log.reporting(report):
+        role = "takes part" if site.config.role == "contribute" else "only receives: nothing is read, nothing is spent"
+        report("start", f"{site.name} {role}; Ctrl-C stops", site=site.name)
+        from sgps_client import worker
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            worker.start(config, forever)
+        except KeyboardInterrupt:
+            report("stopped", "stopped; start again to go on", site=site.name)
+            raise
+
+
+@app.command()
+def pull(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Fetch the newest release and verify it."""
+    from sgps_client.config import Site
+    from sgps_client.coordinator import Coordinator
+    from sgps_client.store import Store
+
+    site = Site.load(config)
+    with Coordinator(site) as coordinator:
+        release = Store(site).fetch(coordinator, coordinator.latest())
+    facts = {"release": release.folder.name, "sha256": release.sha256, "folder": str(release.folder)}
+    _say(as_json, facts, f"release {release.folder.name} is verified in {release.folder}")
+
+
+@app.command()
+def inspect(
+    release: Annotated[Path, typer.Argument(help="Folder of a release.", metavar="RELEASE")],
+    config: ConfigOption = SITE_YAML,
+    key: Annotated[
+        Path | None, typer.Option(help="Pinned key; default: the one that site.yaml names.", metavar="FILE")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a release is made of and what it cost: statements, provenance, who contributed; recomputes epsilon and mu."""
+    from sgps_client import inspect as inspection
+
+    found = inspection.look(release, config, key)
+    _say(as_json, found.facts(), found.text())
+    if found.problems:
+        raise typer.Exit(4)
+
+
+@app.command()
+def forecast(
+    patients: Annotated[int, typer.Option(min=1, help="Patients of one disease, at all sites together.")],
+    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="What each site spends.")],
+    sites: Annotated[int, typer.Option(min=1, max=10_000, help="Sites that share these patients.")] = 1,
+    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = 1e-5,
+    as_json: JsonOption = False,
+) -> None:
+    """What a `rows` round would cost and bring, before anything is spent."""
+    from sgps_client import forecast as forecasts
+
+    found = forecasts.forecast(patients, epsilon, sites, delta)
+    _say(as_json, found.facts(), found.text())
+
+
+def _say(as_json: bool, facts: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(facts, ensure_ascii=False, default=str) if as_json else text)
+
+
+def main() -> None:
+    """Runs a command; every fault that a person can mend is one line on stderr."""
+    as_json = "--json" in sys.argv
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except SgpsError as error:
+        _fail(as_json, str(error), error.exit_code)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _fail(as_json, _line(error), code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Of an exception of the command-line parser or the privacy package; None for a fault of the program."""
+    import click
+
+    if isinstance(error, click.exceptions.Exit | click.ClickException):
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        return INTERRUPTED
+    from sgps_privacy.errors import PrivacyError, Refused
+
+    if isinstance(error, Refused):
+        return 7 if error.code in {"busy", "damaged", "rolled_back"} else 5
+    return 5 if isinstance(error, PrivacyError) else None
+
+
+def _line(error: Exception) -> str:
+    import click
+
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    return str(getattr(error, "detail", "") or error)
+
+
+def _fail(as_json: bool, line: str, code: int) -> None:
+    if line:
+        sys.stderr.write(
+            (json.dumps({"error": line, "exit_code": code}, ensure_ascii=False) if as_json else f"sgps-client: {line}")
+            + "\n"
+        )
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""`sgps-client ledger`: what was spent, whether the chain holds, and the two entries that only the site's officer may write."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ledger = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The site's record of privacy spent.")
+ConfigOption = Annotated[Path, typer.Option("--config", help="The site's settings.", metavar="FILE")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+OfficerOption = Annotated[str, typer.Option(help="Name of the officer who answers for this entry.")]
+SITE_YAML = Path("site.yaml")
+
+
+@ledger.command()
+def show(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Every entry, and what each cohort has spent and has left."""
+    from sgps_client import officer
+
+    found = officer.overview(config)
+    typer.echo(json.dumps(found.facts(), ensure_ascii=False) if as_json else found.text())
+
+
+@ledger.command()
+def verify(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Check the hash chain and the outbox."""
+    from sgps_client import officer
+
+    count = officer.verify(config)
+    _say(as_json, {"entries": count, "ok": True}, f"{count} entries; every one follows from the one before")
+
+
+@ledger.command()
+def forgive(round: int, officer: OfficerOption, config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Take back the charge of a lost round, of which nothing ever left."""
+    from sgps_client import officer as office
+
+    office.forgive(config, round, officer)
+    _say(
+        as_json,
+        {"forgiven": round, "officer": officer},
+        f"round {round} is forgiven; it runs afresh when the coordinator repeats it",
+    )
+
+
+@ledger.command("raise")
+def raise_(
+    cohort: str,
+    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="The new budget, over all federations.")],
+    officer: OfficerOption,
+    config: ConfigOption = SITE_YAML,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a higher budget for a cohort. site.yaml must allow as much."""
+    from sgps_client import officer as office
+
+    office.raise_budget(config, cohort, epsilon, officer)
+    _say(
+        as_json,
+        {"cohort": cohort, "epsilon": epsilon, "officer": officer},
+        f"cohort {cohort} may spend epsilon {epsilon:g} in all",
+    )
+
+
+def _say(as_json: bool, facts: dict[str, Any], text: str) -> None:
+    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)

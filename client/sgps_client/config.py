@@ -1,0 +1,146 @@
+"""site.yaml: what a hospital decides for itself. Privacy has no default: a budget is written for every cohort.
+
+Paths are relative to the folder of site.yaml.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sgps.plan import ClassId, Hex, SiteName
+from sgps.settings import Settings, load
+
+FILE_NAME = "site.yaml"
+Url = Annotated[str, Field(pattern=r"^https://[^/\s]+$")]
+
+
+class Budget(Settings):
+    """What one cohort may spend in all, over all federations and for ever: (epsilon, delta) under zero-out."""
+
+    epsilon: Annotated[float, Field(gt=0, le=20)]
+    delta: Annotated[float, Field(gt=0, lt=0.01)]
+
+
+class Cohort(Settings):
+    """A closed list of patients that share one budget.
+
+    images: folder of class folders, zip of class folders, or folder or zip of pictures when `table` is given. table: CSV with one
+    line for each image. unit_column: the column that names the patient, or `file name` where each image counts as a patient.
+    """
+
+    name: Annotated[str, Field(max_length=80)]
+    images: str
+    table: str | None = None
+    unit_column: str
+    image_column: str | None = None
+    label_column: str | None = None
+    budget: Budget
+
+
+class SiteLimits(Settings):
+    """Hard limits for plans; a plan outside is refused before a record is read. The defaults admit one `rows` round at a time."""
+
+    least_sigma: Annotated[float, Field(ge=0.3)] = 0.6
+    most_clip: Annotated[float, Field(gt=0, le=1.0)] = 1.0
+    most_steps: Annotated[int, Field(ge=1, le=1)] = 1
+    most_q: Annotated[float, Field(ge=1.0, le=1.0)] = 1.0
+    denominator: Annotated[int, Field(ge=1, le=1)] = 1
+    kinds: tuple[Literal["rows"], ...] = ("rows",)
+
+
+class FederationAddress(Settings):
+    """url: of the coordinator. fingerprint: hex SHA-256 of the key that signs plans and releases."""
+
+    name: str
+    url: Url
+    fingerprint: Hex
+
+
+class SiteConfig(Settings):
+    """The content of site.yaml.
+
+    slots: public number of record slots; patients beyond it do not fit. images_per_patient, seconds_per_patient: public caps; of
+    a patient with more images the first are taken, one that takes longer is the zero record. classes: local label -> catalogue id.
+    """
+
+    site: SiteName
+    role: Literal["contribute", "receive"]
+    federation: FederationAddress
+    keys: str = "keys"
+    state: str = "state"
+    releases: str = "releases"
+    slots: Annotated[int | None, Field(ge=1, le=60_000)] = None
+    images_per_patient: Annotated[int, Field(ge=1, le=1000)] = 20
+    seconds_per_patient: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    limits: SiteLimits = SiteLimits()
+    classes: dict[str, ClassId] = {}
+    cohorts: tuple[Cohort, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> "SiteConfig":
+        if self.role == "contribute":
+            if self.slots is None:
+                raise ValueError("slots: a contributing site states its public number of record slots")
+            if not self.cohorts:
+                raise ValueError(
+                    "cohorts: a contributing site lists at least one cohort with a budget; else use role: receive"
+                )
+        names = [cohort.name for cohort in self.cohorts]
+        if len(set(names)) != len(names):
+            raise ValueError("cohorts: a name appears twice")
+        return self
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site folder: the settings and where everything lies."""
+
+    config: SiteConfig
+    file: Path
+
+    @classmethod
+    def load(cls, file: Path) -> "Site":
+        """Raises ConfigError that names every key that does not fit, InputError when the file is missing."""
+        return cls(load(file, SiteConfig), file.resolve())
+
+    @property
+    def name(self) -> str:
+        return self.config.site
+
+    @property
+    def folder(self) -> Path:
+        return self.file.parent
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / self.config.keys
+
+    @property
+    def state(self) -> Path:
+        return self.folder / self.config.state
+
+    @property
+    def releases(self) -> Path:
+        return self.folder / self.config.releases
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log" / "client.jsonl"
+
+    @property
+    def tls_key(self) -> Path:
+        return self.keys / "site.key"
+
+    @property
+    def certificate(self) -> Path:
+        return self.keys / "site.crt"
+
+    @property
+    def ca(self) -> Path:
+        return self.keys / "ca.crt"
+
+    @property
+    def plan_key(self) -> Path:
+        return self.keys / "plan.pub"

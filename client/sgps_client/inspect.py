@@ -1,0 +1,147 @@
+"""What a release says of itself, checked: signature and hashes, statements, provenance, and epsilon and mu from the facts again."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgps.errors import ConfigError
+from sgps.files import read_limited
+from sgps.release import MANIFEST, MANIFEST_LIMIT, Manifest, Release
+from sgps.signing import load_public
+from sgps_client.config import Site
+from sgps_privacy import accountant, statement
+from sgps_privacy.errors import PrivacyError, Refused
+from sgps_privacy.terms import Terms
+
+AGREE = 1e-3  # relative difference up to which a stated figure is the recomputed one
+
+
+@dataclass(frozen=True)
+class Price:
+    """One cohort of one site after one of its rounds: what the statement says, and what its events give."""
+
+    site: str
+    stated: Mapping[str, Any]
+    epsilon: float
+    rdp: float
+    mu: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    folder: Path
+    sha256: str
+    pinned: str
+    manifest: Manifest
+    prices: tuple[Price, ...]
+    problems: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        m = self.manifest
+        return {
+            "name": m.name,
+            "federation": m.federation,
+            "fingerprint": m.fingerprint,
+            "sha256": self.sha256,
+            "verified_with": self.pinned,
+            "licence": m.licence,
+            "classes": len(m.classes),
+            "encoder_sha256": m.encoder_sha256,
+            "provenance": [p.model_dump(mode="json") for p in m.provenance],
+            "rounds": [r.model_dump(mode="json") for r in m.rounds],
+            "contributors": contributors(m),
+            "privacy": [
+                {
+                    "site": p.site, "epsilon": p.epsilon, "epsilon_rdp": p.rdp, "mu": p.mu, "delta": p.stated["delta"],
+                    "stated_epsilon": p.stated["epsilon"], "stated_mu": p.stated["mu"], "plan": p.stated["plan_hash"],
+                }
+                for p in self.prices
+            ],
+            "figures": m.figures,
+            "problems": [*self.problems],
+        }  # fmt: skip
+
+    def text(self) -> str:
+        m = self.manifest
+        learned = ", ".join(m.architecture.learned) or "none"
+        lines = [
+            f"release      {m.name} of {m.federation}; verified with {self.pinned}",
+            f"sha256       {self.sha256}",
+            f"network      {m.architecture.base} at {m.architecture.size} px; learned parts switched on: {learned}",
+            f"classes      {len(m.classes)}",
+            f"licence      {m.licence}",
+            f"intended use {m.intended_use}",
+            "made from",
+        ]
+        for p in m.provenance:
+            left = f"; left out: {', '.join(p.left_out)}" if p.left_out else ""
+            lines.append(f"  {p.name}: {p.images} images, {p.licence}, {p.source}; for {p.used_for}{left}")
+        lines.append("contributed" if m.rounds else "contributed  nobody yet: no round has been run")
+        for site, rounds in contributors(m).items():
+            lines.append(f"  {site}: round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}")
+        for one in self.prices:
+            lines.append(f"privacy statement of {one.site}")
+            lines += [f"  {line}" for line in statement.text(one.stated).splitlines()]
+            again = f"epsilon {one.epsilon:.3f}, mu {one.mu:.4f}; Renyi accounting: epsilon {one.rdp:.3f}"
+            lines.append(f"  recomputed from its facts: {again}")
+        lines += [f"PROBLEM      {problem}" for problem in self.problems]
+        return "\n".join(lines)
+
+
+def contributors(manifest: Manifest) -> dict[str, list[int]]:
+    """Site -> its rounds, both sorted."""
+    sites = sorted({site for r in manifest.rounds for site in r.sites})
+    return {site: sorted(r.round for r in manifest.rounds if site in r.sites) for site in sites}
+
+
+def look(folder: Path, config: Path, key: Path | None) -> Inspection:
+    """Verifies a release and recomputes its privacy figures.
+
+    key: the pinned one; else that of the site of `config`; else the release must be the one that ships with the package.
+    Raises SignatureError when the release does not verify, ConfigError when there is nothing to verify it with.
+    """
+    release, pinned = _verified(folder, config, key)
+    prices, problems = [], []
+    for site, found in release.manifest.statements.items():
+        for one in found:
+            try:
+                price, wrong = _price(site, one, release.manifest)
+            except (PrivacyError, Refused) as error:
+                problems.append(f"a statement of {site} cannot be checked: {getattr(error, 'detail', '') or error}")
+                continue
+            prices.append(price)
+            problems += wrong
+    for name, rounds in contributors(release.manifest).items():
+        if len(release.manifest.statements.get(name, ())) < len(rounds):
+            problems.append(f"{name} took part in {len(rounds)} rounds and left fewer statements")
+    return Inspection(folder, release.sha256, pinned, release.manifest, tuple(prices), tuple(problems))
+
+
+def _verified(folder: Path, config: Path, key: Path | None) -> tuple[Release, str]:
+    if key is None and config.exists():
+        key = Site.load(config).plan_key
+    if key is not None:
+        return Release.open(folder, key=load_public(key)), f"the pinned key {key}"
+    from sgps.shipped import SHA256
+
+    if hashlib.sha256(read_limited(folder / MANIFEST, MANIFEST_LIMIT)).hexdigest() == SHA256:
+        return Release.open(folder, sha256=SHA256), "the hash that ships with the package"
+    raise ConfigError("nothing to verify it with", where=folder, do="give --key plan.pub, or --config site.yaml")
+
+
+def _price(site: str, stated: Mapping[str, Any], manifest: Manifest) -> tuple[Price, list[str]]:
+    statement.check(stated)
+    events, delta = statement.read_events(stated), float(stated["delta"])
+    epsilon, mu = accountant.epsilon(events, delta), accountant.equivalent_mu(events, delta)
+    price = Price(site, stated, epsilon, statement.rdp_epsilon(events, delta), mu)
+    wrong = [
+        f"{site} states {name} {stated[name]:.4f}; its facts give {value:.4f}"
+        for name, value in (("epsilon", epsilon), ("mu", mu))
+        if not math.isclose(stated[name], value, rel_tol=AGREE)
+    ]
+    if not any(Terms.from_mapping(r.terms).sigma == stated["sigma"] for r in manifest.rounds if site in r.sites):
+        wrong.append(f"{site} states noise {stated['sigma']:g}, which is not that of a round it took part in")
+    return price, wrong

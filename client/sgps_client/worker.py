@@ -1,0 +1,270 @@
+"""The worker behind `start`: takes orders, answers them, fetches releases, and never gives up by itself.
+
+An order is on disk (`inflight`) from the moment it is pulled until its answer is out, because Flower delivers it once. A worker
+that was killed takes its node up again, and the order; whether it trains or sends the outbox again is the ledger's decision.
+"""
+
+import contextlib
+import fcntl
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sgps.errors import NetworkError, SgpsError, SignatureError, StateError
+from sgps.files import write_atomic
+from sgps.release import Release
+from sgps_client import flower_link, log
+from sgps_client.app import app
+from sgps_client.config import Site
+from sgps_client.coordinator import Coordinator, Status, tls_context
+from sgps_client.enrolment import load_key
+from sgps_client.flower_link import BEAT, Fleet, NodeUnknown, Withdrawn
+from sgps_client.records import prepared
+from sgps_client.round import RoundFailed, open_cohorts, open_ledger
+from sgps_client.store import Store
+
+POLL, STATUS_EVERY = 0.3, 2.0  # seconds between asking for orders, and for the coordinator's state
+FIRST_WAIT, MOST_WAIT, GROWTH = 0.5, 15.0, 1.6  # back-off after trouble, seconds
+MOST_FAILURES = 100  # tries of one order that fails here
+
+
+@contextlib.contextmanager
+def only_one(site: Site) -> Iterator[None]:
+    """One worker for each site folder. Raises StateError when there is one already."""
+    site.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(site.state / "worker.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StateError(
+                "another `sgps-client start` runs for this site", where=site.folder, do="stop it first"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+class Worker:
+    """forever: stay when the coordinator says that the run is done."""
+
+    def __init__(self, site: Site, forever: bool = False) -> None:
+        self.site, self.forever = site, forever
+        self.contributes = site.config.role == "contribute"
+        self.store = Store(site)
+        self.coordinator = Coordinator(site)
+        self.fleet: Fleet | None = None
+        if self.contributes:
+            self.fleet = Fleet(site.config.federation.url, tls_context(site), load_key(site.tls_key))
+        self.inflight, self.node_file = site.state / "inflight", site.state / "node_id"
+        self._stop = threading.Event()
+        self._ready = self._online = False
+        self._failures = 0
+        self._next_status = 0.0
+        self._bad: set[str] = set()
+
+    def run(self) -> None:
+        """Until the run is done and its last release is here, or until KeyboardInterrupt. Every trouble on the way is tried again.
+
+        Raises SgpsError before anything is sent when the site itself cannot start: its list of patients, its ledger.
+        """
+        if self.contributes and (release := self.store.newest()) is not None:
+            self._open_cohorts(release)
+        threading.Thread(target=self._beat, daemon=True).start()
+        wait = FIRST_WAIT
+        try:
+            while True:
+                try:
+                    if self._step():
+                        return
+                    wait = FIRST_WAIT
+                    continue
+                except NodeUnknown as error:
+                    self._forget_node(error)
+                except Withdrawn as error:
+                    self._say("withdrawn", f"order dropped: {error}")
+                    self.inflight.unlink(missing_ok=True)
+                except NetworkError as error:
+                    self._lost(error, wait)
+                except OSError as error:  # a full disk, a share that is away
+                    self._say(
+                        "trouble",
+                        f"{error.strerror or error} {error.filename or ''}".strip(),
+                        bad=True,
+                        retry=round(wait, 1),
+                    )
+                time.sleep(wait * random.uniform(0.8, 1.2))  # noqa: S311  not a secret: it keeps sites from calling together
+                wait = min(wait * GROWTH, MOST_WAIT)
+        finally:
+            self._stop.set()
+            self._leave()
+
+    def _step(self) -> bool:
+        """One look at the coordinator and at most one order. True: all is done."""
+        if time.monotonic() >= self._next_status:
+            status = self.coordinator.status()
+            self._hello(status)
+            self._fetch()
+            self._prepare()
+            self._next_status = time.monotonic() + STATUS_EVERY
+            if status.state == "done" and not self.forever and not self.inflight.exists():
+                return self._done(status)
+        if self.fleet is None:
+            time.sleep(STATUS_EVERY)
+            return False
+        if not self.fleet.node_id:
+            self._attach(self.fleet)
+        raw = self.inflight.read_bytes() if self.inflight.exists() else self.fleet.next()
+        if raw:
+            self._order(self.fleet, raw)
+        else:
+            time.sleep(POLL)
+        return False
+
+    def _hello(self, status: Status) -> None:
+        if status.fingerprint != self.site.config.federation.fingerprint:
+            raise NetworkError(
+                "is the coordinator of another federation", where=self.coordinator.url, do="check site.yaml"
+            )
+        if not self._online:
+            clock = status.time - time.time()
+            self._online = True
+            self._say(
+                "online",
+                f"online at {self.coordinator.url}: federation {status.federation}, {status.state}, round {status.round} of "
+                f"{status.rounds}; clocks differ by {abs(clock):.1f} s",
+                federation=status.federation, url=self.coordinator.url, state=status.state, round=status.round, rounds=status.rounds,
+            )  # fmt: skip
+
+    def _fetch(self) -> None:
+        latest = self.coordinator.latest()
+        if self.store.holds(latest):
+            return
+        try:
+            release = self.store.fetch(self.coordinator, latest)
+        except SignatureError as error:  # the coordinator's trouble, or an attack: not a reason to leave the federation
+            if latest.sha256 not in self._bad:
+                self._bad.add(latest.sha256)
+                self._say(
+                    "release_refused", f"release {latest.name} is not used: {error}", bad=True, release=latest.name
+                )
+            return
+        self._say("release", f"release {latest.name} fetched and verified", release=latest.name, sha256=release.sha256)
+
+    def _prepare(self) -> None:
+        """Once: cohorts are opened, and the one whose turn it is is read and encoded, so that no reply waits for slow images."""
+        release = self.store.newest()
+        if not self.contributes or self._ready or release is None:
+            return
+        turn = self._open_cohorts(release)
+        if turn is None:
+            self._say("ready", "every cohort has paid for its round: only releases and repeated replies from here on")
+        else:
+            start = time.monotonic()
+            count = sum(record is not None for record in prepared(self.site, release, turn))
+            self._say(
+                "ready",
+                f"cohort {turn}: {count} patients read and encoded in {time.monotonic() - start:.0f} s; nothing is spent yet",
+                cohort=turn, patients=count, seconds=round(time.monotonic() - start, 1),
+            )  # fmt: skip
+        self._ready = True
+
+    def _open_cohorts(self, release: Release) -> str | None:
+        """Whose turn it is."""
+        with open_ledger(self.site) as ledger:
+            open_cohorts(self.site, ledger, release)
+            return ledger.next_cohort(self.site.config.federation.fingerprint, "rows")
+
+    def _attach(self, fleet: Fleet) -> None:
+        if self.node_file.exists():
+            text = self.node_file.read_text(encoding="ascii", errors="replace").strip()
+            fleet.adopt(int(text) if text.isdigit() else 0)
+        else:
+            write_atomic(self.node_file, str(fleet.activate()).encode(), 0o600)
+        self._say("attached", "registered with the coordinator; waiting for plans")
+
+    def _order(self, fleet: Fleet, raw: bytes) -> None:
+        write_atomic(self.inflight, raw, 0o600)
+        order = fleet.open(raw)
+        try:
+            reply = flower_link.run_app(app, order, fleet.node_id, {"site": str(self.site.file)})
+        except RoundFailed:
+            self._failed()
+            return
+        status = str(reply.content.config_records["reply"]["status"])
+        if self._failures and status == "plan_time":  # silence so far: a word now would say that this site was slow
+            self._drop()
+            return
+        fleet.answer(order.message, reply)
+        self._drop()
+        self._answered(status)
+
+    def _drop(self) -> None:
+        self.inflight.unlink(missing_ok=True)
+        self._failures, self._next_status = 0, 0.0
+
+    def _answered(self, status: str) -> None:
+        if status == "accepted":
+            self._say("answered", f"answered at {time.strftime('%H:%M:%S')} with the noised sum")
+        else:
+            self._say("answered", f"answered at {time.strftime('%H:%M:%S')} with one word: {status}", code=status)
+
+    def _failed(self) -> None:
+        """The app wrote the reason to the log. Silence to the coordinator; the order is tried again until its deadline."""
+        self._failures += 1
+        if self._failures > MOST_FAILURES:
+            self._drop()
+        else:
+            time.sleep(min(FIRST_WAIT * GROWTH**self._failures, MOST_WAIT))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT * 0.4):
+            if self.fleet is not None and self.fleet.node_id:
+                with contextlib.suppress(SgpsError):  # the main loop meets the same trouble and deals with it
+                    self.fleet.heartbeat()
+
+    def _forget_node(self, error: NodeUnknown) -> None:
+        """The orders of the node that is gone can never be answered; the coordinator gives them again."""
+        if self.fleet is not None:
+            self.fleet.node_id = 0
+        self.node_file.unlink(missing_ok=True)
+        self.inflight.unlink(missing_ok=True)
+        self._say("reconnect", str(error), bad=True)
+
+    def _lost(self, error: NetworkError, wait: float) -> None:
+        self._online = False
+        self._next_status = 0.0
+        self._say("offline", str(error), bad=True, retry=round(wait, 1))
+
+    def _done(self, status: Status) -> bool:
+        newest = self.store.newest()
+        name = newest.folder.name if newest else "-"
+        self._say(
+            "done",
+            f"the run is done after round {status.round}; newest release: {name}",
+            round=status.round,
+            release=name,
+        )
+        return True
+
+    def _leave(self) -> None:
+        if self.fleet is not None:
+            if self.fleet.node_id and not self.inflight.exists():
+                with contextlib.suppress(SgpsError):
+                    self.fleet.deactivate()
+                    self.node_file.unlink(missing_ok=True)
+            self.fleet.close()
+        self.coordinator.close()
+
+    def _say(self, event: str, line: str, *, bad: bool = False, **facts: object) -> None:
+        log.current()(event, line, bad=bad, site=self.site.name, **facts)
+
+
+def start(site_file: Path, forever: bool) -> None:
+    """Takes part in rounds until the run is done. Raises SgpsError when the site cannot start."""
+    site = Site.load(site_file)
+    with only_one(site):
+        Worker(site, forever).run()
