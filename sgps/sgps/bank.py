@@ -4,7 +4,8 @@ bank.safetensors holds, for C classes and n samples of f features (means over ei
 
     classes        uint8: JSON text, a list of C mappings id, name, domain, text
     embedding      [C, 384] float16: sentence embeddings of the texts
-    means          [C, f] float16: class means over lesions that are not among the samples, where there are enough
+    means          [C, f] float16: class means
+    inside         [C] uint8: 1 where the mean is that of the samples that calibrate, 0 where it is over far more lesions
     features       [n, f] float16: one lesion each
     label          [n] int16: place in `classes`
     apart          [n] uint8: 1 for the half of each class that is kept apart to measure false alarms; the rest calibrates
@@ -47,6 +48,7 @@ class Bank:
     classes: tuple[BankClass, ...]
     embedding: Array
     means: Array
+    inside: Array
     features: Array
     label: Array
     apart: Array
@@ -66,7 +68,7 @@ class Bank:
         try:
             classes = tuple(BankClass(**c) for c in json.loads(arrays["classes"].tobytes()))
             embedding, means, features = (np.asarray(arrays[n], np.float32) for n in ("embedding", "means", "features"))
-            label, apart = arrays["label"].astype(np.int64), arrays["apart"].astype(bool)
+            label, apart, inside = arrays["label"].astype(np.int64), arrays["apart"].astype(bool), arrays["inside"].astype(bool)
             rows, ends, data = arrays["picture.row"], arrays["picture.end"], arrays["pictures"].tobytes()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the bank cannot be read: {error}") from error
@@ -74,7 +76,7 @@ class Bank:
         fits = (
             features.ndim == means.ndim == embedding.ndim == 2
             and label.shape == apart.shape == (n,)
-            and len(means) == len(embedding) == c
+            and len(means) == len(embedding) == len(inside) == c
             and means.shape[1] == features.shape[1]
             and len(rows) == len(ends)
             and (not n or (label.min() >= 0 and label.max() < c))
@@ -84,7 +86,7 @@ class Bank:
             raise ValueError("the arrays of the bank do not fit each other")
         starts = [0, *ends[:-1].tolist()]
         pictures = {int(r): data[a:b] for r, a, b in zip(rows, starts, ends.tolist(), strict=True)}
-        return cls(classes, embedding, means, features, label, apart, pictures)
+        return cls(classes, embedding, means, inside, features, label, apart, pictures)
 
     def arrays(self) -> dict[str, Array]:
         rows = sorted(self.pictures)
@@ -94,6 +96,7 @@ class Bank:
             "classes": np.frombuffer(text, np.uint8),
             "embedding": self.embedding.astype(np.float16),
             "means": self.means.astype(np.float16),
+            "inside": self.inside.astype(np.uint8),
             "features": self.features.astype(np.float16),
             "label": self.label.astype(np.int16),
             "apart": self.apart.astype(np.uint8),
@@ -124,24 +127,25 @@ def build(
     embedding: Array,
     features: Array,
     label: Array,
-    means: Array | None = None,
+    means: Mapping[int, Array] | None = None,
     pictures: Mapping[int, bytes] | None = None,
     seed: int = 0,
 ) -> Bank:
     """A bank from public statistics: every class is halved at random into calibration and kept apart.
 
-    features [n, f], one lesion each; label [n]: place in classes; means [C, f] over other lesions of the classes: without them,
-    of the half that calibrates. pictures: JPEG bytes by sample, of drawn lesions only. Raises ValueError when a class has fewer
+    features [n, f], one lesion each; label [n]: place in classes; means: of the classes, by place, over many other lesions; else
+    the half that calibrates gives them. pictures: JPEG bytes by sample, of drawn lesions only. Raises ValueError when a class has fewer
     than four samples or an id comes twice.
     """
     if len({c.id for c in classes}) != len(classes):
         raise ValueError("a class of the bank comes twice")
     random, apart = np.random.default_rng(seed), np.zeros(len(features), bool)
     for place, c in enumerate(classes):
-        rows = np.flatnonzero(label == place)
-        if len(rows) < _FEWEST:
-            raise ValueError(f"class {c.id} of the bank has {len(rows)} samples, needs {_FEWEST}")
-        apart[random.permutation(rows)[: len(rows) // 2]] = True
-    if means is None:
-        means = np.stack([features[(label == i) & ~apart].mean(0) for i in range(len(classes))])
-    return Bank(tuple(classes), embedding, means, features, label, apart, dict(pictures or {}))
+        mine = np.flatnonzero(label == place)
+        if len(mine) < _FEWEST:
+            raise ValueError(f"class {c.id} of the bank has {len(mine)} samples, needs {_FEWEST}")
+        apart[random.permutation(mine)[: len(mine) // 2]] = True
+    known = means or {}
+    rows = [known[i] if i in known else features[(label == i) & ~apart].mean(0) for i in range(len(classes))]
+    inside = np.array([i not in known for i in range(len(classes))])
+    return Bank(tuple(classes), embedding, np.stack(rows), inside, features, label, apart, dict(pictures or {}))

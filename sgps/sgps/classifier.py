@@ -1,0 +1,195 @@
+"""A synthesized classifier: a stock timm EfficientNet-V2, its calibration, and the folder that keeps both.
+
+    classifier.safetensors   the state dict: `timm.create_model(name, num_classes=N).load_state_dict(..., strict=True)`
+    config.json              timm's model configuration, so that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it
+    calibration.json         `Record`: labels, preprocessing, thresholds, score formula, hashes, what it was made from
+    MODEL_CARD.md            for a person
+
+The folder is patient data: weights and thresholds are made from the exemplar (design D10). Mode 0700, files 0600.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from sgps.calibration import NONE, Calibration
+from sgps.card import card
+from sgps.errors import InputError, SignatureError
+from sgps.files import new_folder, read_limited, sha256_file, write_atomic
+from sgps.images import batch, views
+from sgps.origin import Origin
+from sgps.settings import Settings, problems
+from sgps.target import network
+
+WEIGHTS, CONFIG, CALIBRATION, CARD = "classifier.safetensors", "config.json", "calibration.json", "MODEL_CARD.md"
+_LIMIT = 1 << 30  # bytes of the weights
+_BATCH = 32  # pictures at a time
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says about one picture.
+
+    label: an output, or "none of these". scores: logit of every output, averaged over the views. probability: of the one disease at
+    even odds, or of the label among several; calibrated on public classes. accepted: the claim holds at the stated false-alarm
+    level. p: conformal p value of the best named output. score: its score (`sgps.calibration`).
+    """
+
+    label: str
+    scores: dict[str, float]
+    probability: float
+    accepted: bool
+    none_of_these: bool
+    p: float
+    score: float
+
+
+class Record(Settings):
+    """calibration.json: everything about a classifier but its weights."""
+
+    format: Annotated[int, Field(ge=1, le=1)] = 1
+    architecture: str
+    size: Annotated[int, Field(ge=32, le=1024)]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    views: Annotated[int, Field(ge=1, le=8)]
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    ids: tuple[str | None, ...]  # catalogue or bank id of each label, where there is one
+    calibration: Calibration
+    origin: Origin
+    notes: tuple[str, ...] = ()
+    files: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """record: all but the weights. state: state dict of the stock timm network, float32."""
+
+    record: Record
+    state: dict[str, Tensor]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Outputs in the order of the logits: the named ones first."""
+        return self.record.labels
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The diseases that were asked for."""
+        return self.labels[: self.record.calibration.named]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about how it was made, one line each."""
+        return self.record.notes
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The stock timm network with these weights, in eval mode."""
+        net = network(self.record.architecture, len(self.labels))
+        net.load_state_dict(self.state, strict=True)
+        return net
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[Image], view_count: int | None = None) -> NDArray[np.float32]:
+        """[n, N] float32, averaged over views; with one view those of the plain timm network."""
+        r = self.record
+        count, rows = view_count or r.views, []
+        for start in range(0, len(images), _BATCH):
+            x = batch(images[start : start + _BATCH], r.size, r.mean, r.std)
+            turned = views(x, count).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            rows.append(self.network(turned).view(count, len(x), -1).mean(0).numpy())
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def predict(self, images: Sequence[Image]) -> list[Prediction]:
+        """One prediction for each picture; it does not depend on the other pictures."""
+        if not images:
+            return []
+        logits = self.logits(images).astype(np.float64)
+        d = self.record.calibration.decide(logits)
+        return [
+            Prediction(
+                label=NONE if d.none[i] else self.labels[int(d.output[i])],
+                scores=dict(zip(self.labels, logits[i].tolist(), strict=True)),
+                probability=float(d.probability[i]),
+                accepted=bool(d.accepted[i]),
+                none_of_these=bool(d.none[i]),
+                p=float(d.p[i]),
+                score=float(d.score[i]),
+            )
+            for i in range(len(images))
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write the model folder whole or not at all. Raises InputError when it exists."""
+        with new_folder(folder, mode=0o700) as work:
+            weights = safetensors.torch.save({n: t.contiguous() for n, t in sorted(self.state.items())}, {"format": "pt"})
+            for name, data in (
+                (WEIGHTS, weights),
+                (CONFIG, json.dumps(self._timm_config(), indent=1).encode()),
+                (CARD, card(self.record).encode()),
+            ):
+                write_atomic(work / name, data, mode=0o600)
+            files = {name: sha256_file(work / name) for name in (WEIGHTS, CONFIG, CARD)}
+            record = self.record.model_copy(update={"files": files})
+            write_atomic(work / CALIBRATION, record.model_dump_json(indent=1, exclude_none=False).encode(), mode=0o600)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Classifier":
+        """Read a model folder. Raises InputError when a file is missing, SignatureError when one is not what was saved."""
+        again = "synthesize it again or restore it from its copy"
+        try:
+            record = Record.model_validate_json(read_limited(folder / CALIBRATION, 16 << 20))
+        except ValidationError as error:
+            raise InputError("; ".join(problems(error)[:3]), where=folder / CALIBRATION, do=again) from error
+        if set(record.files) != {WEIGHTS, CONFIG, CARD}:
+            raise InputError("does not name its files", where=folder / CALIBRATION, do=again)
+        for name, expected in record.files.items():
+            data = read_limited(folder / name, _LIMIT)
+            if hashlib.sha256(data).hexdigest() != expected:
+                raise SignatureError("has changed since the classifier was saved", where=folder / name, do=again)
+            if name == WEIGHTS:
+                weights = data
+        try:
+            out = cls(record, safetensors.torch.load(weights))
+            _ = out.network
+        except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
+            raise InputError("does not hold the tensors of its architecture", where=folder / WEIGHTS, do=again) from error
+        return out
+
+    def _timm_config(self) -> dict[str, Any]:
+        r, n = self.record, len(self.labels)
+        return {
+            "architecture": r.architecture,
+            "num_classes": n,
+            "num_features": self.state["classifier.weight"].shape[1],
+            "label_names": list(r.labels),
+            "pretrained_cfg": {
+                "tag": "sgps",
+                "custom_load": False,
+                "input_size": [3, r.size, r.size],
+                "fixed_input_size": False,
+                "interpolation": "bicubic",
+                "crop_pct": 1.0,
+                "crop_mode": "center",
+                "mean": list(r.mean),
+                "std": list(r.std),
+                "num_classes": n,
+                "pool_size": [(r.size + 31) // 32] * 2,
+                "first_conv": "conv_stem",
+                "classifier": "classifier",
+            },
+        }

@@ -1,0 +1,375 @@
+"""Synthesis: exemplars and clinical texts -> a complete classifier, in about a second, without training.
+
+One disease is judged beside rivals of the reference bank; several are judged beside each other. A prototype is
+
+    v = blend(mean of exemplars and own patients, lifted row of the class memory, worth) + (v_generated - v_base)
+
+(design D13), and the head is centred cosine (generator note, section 6).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
+
+from sgps.attributes import NAMES, VOCABULARIES, parse, vector
+from sgps.bank import Bank
+from sgps.calibration import Calibration, Share
+from sgps.catalogue import Catalogue, Entry
+from sgps.classifier import Classifier, Record
+from sgps.encoders import ImageEncoder, TextEncoder
+from sgps.errors import InputError, SignatureError
+from sgps.generator import PARTS, ClassInputs, Generator, linear_head
+from sgps.images import decode
+from sgps.memory import Memory, blend
+from sgps.origin import Disease, Origin
+from sgps.release import BANK, CATALOGUE, GENERATOR, Release, encoder_sha256
+from sgps.rivals import choose, domain_of, rehearse, same_disease, unit
+
+Array = NDArray[Any]
+RIVALS, FALSE_ALARMS = 5, 0.10
+SCALE = "head.scale"
+_NEAREST = 3  # catalogue entries that are offered for an unknown name
+_PICTURES = 16  # drawn pictures of the bank that are sent through a generated body
+
+
+def synthesize(
+    exemplars: Mapping[str, Sequence[Image]],
+    texts: Mapping[str, str],
+    release: Release,
+    *,
+    own: Mapping[str, Array] | None = None,
+    memory: Memory | None = None,
+    false_alarms: float = FALSE_ALARMS,
+    rivals: int = RIVALS,
+) -> Classifier:
+    """Exemplars of one or several diseases -> classifier.
+
+    exemplars: pictures by disease name or catalogue id. One key: the outputs are the disease and at most `rivals` rivals from the
+    bank; several keys: these. texts: clinical texts by the same keys; a disease of the catalogue may do without. own: features
+    [patients, f] of the site's own patients by the same keys; each counts like an exemplar. memory: another class memory than the
+    release's (`Memory.without`). false_alarms: the stated level of the conformal threshold.
+
+    The order of the keys orders the outputs and changes nothing else. Raises InputError for missing pictures or texts, a text or own
+    patients of no disease, or a level that the bank cannot support; SignatureError for a release that does not fit together.
+    """
+    return _loaded(release.folder, release.sha256).synthesize(exemplars, texts, own or {}, memory, false_alarms, rivals)
+
+
+@lru_cache(maxsize=2)
+def _loaded(folder: Path, sha256: str) -> "Synthesizer":
+    return Synthesizer(Release.open(folder, sha256=sha256))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One disease of the task, completed from catalogue and memory."""
+
+    key: str
+    entry: Entry | None
+    text: str
+    images: Sequence[Image]
+    own: Array
+    row: Array  # coordinates divided by the radius
+    lifted: Array
+    worth: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.key, *(self.entry.names if self.entry else ()))
+
+    @property
+    def shots(self) -> int:
+        return len(self.images) + len(self.own)
+
+
+class Synthesizer:
+    """A release, loaded once. `synthesize` is the same as the module's function."""
+
+    def __init__(self, release: Release) -> None:
+        """Raises SignatureError when the parts of the release, or the installed text encoder, do not fit its manifest."""
+        self.release, self.encoder, self.bank = release, ImageEncoder(release), Bank.of(release)
+        self.catalogue, self.memory, self.text = Catalogue.load(release.folder / CATALOGUE), release.memory(), TextEncoder()
+        a = release.manifest.architecture
+        where, again = release.folder / GENERATOR, "get the release again"
+        if encoder_sha256(release.tensors(GENERATOR, "base."), a, self.memory) != release.manifest.encoder_sha256:
+            raise SignatureError("base network and coordinates are not those of the manifest", where=where, do=again)
+        if self.text.sha256 != release.manifest.text_encoder.sha256:
+            name = release.manifest.text_encoder.name
+            raise SignatureError(f"the release needs the text encoder {name}", where=self.text.folder, do="install its version")
+        if unknown := sorted(set(a.learned) - set(PARTS)):
+            raise SignatureError(f"unknown learned part {unknown[0]}", where=where, do="update the program")
+        if len(self.bank.classes) < 2 or self.bank.features.shape[1] != self.encoder.target.width:
+            raise SignatureError("does not fit the base network", where=release.folder / BANK, do=again)
+        scale = release.tensors(GENERATOR, SCALE).get("")
+        if scale is None or scale.size != 1:
+            raise SignatureError(f"lacks {SCALE}", where=where, do=again)
+        self.scale, self.centre = float(scale.item()), self.memory.coordinates.mean.astype(np.float32)
+        self.generator: Generator | None = None
+        if a.learned:
+            tensors = {n: torch.from_numpy(t) for n, t in release.tensors(GENERATOR, "generator.").items()}
+            try:
+                self.generator = Generator.from_tensors(tensors, a.depth)
+            except ValueError as error:
+                raise SignatureError(str(error), where=where, do=again) from error
+
+    @torch.inference_mode()
+    def synthesize(
+        self,
+        exemplars: Mapping[str, Sequence[Image]],
+        texts: Mapping[str, str],
+        own: Mapping[str, Array],
+        memory: Memory | None,
+        false_alarms: float,
+        rivals: int,
+    ) -> Classifier:
+        """See the module's function."""
+        start = time.perf_counter()
+        asked = self._asked(exemplars, texts, own, memory or self.memory)
+        base = [self.encoder.features(d.images) for d in asked]  # one by one: a class does not depend on the others' batch
+        means = np.stack([np.concatenate([b, d.own.astype(np.float32)]).mean(0) for b, d in zip(base, asked, strict=True)])
+        prototypes = np.stack([blend(m, d.lifted, d.worth, d.shots) for m, d in zip(means, asked, strict=True)])
+        embedded = self.text.embed([d.text for d in asked])
+        domain, notes = self._domain(asked[0], prototypes[0])
+        itself = set().union(*(same_disease(self.bank, d.names, t) for d, t in zip(asked, embedded, strict=True)))
+        others = [i for i in self.bank.of_domain(domain) if i not in itself]
+        if not others:
+            others = [i for i in range(len(self.bank.classes)) if i not in itself]
+            notes.append(f"the reference bank holds nothing else of the kind {domain}: rivals and negatives are of other kinds")
+        beside = choose(self.bank, others, prototypes[0], embedded[0], self.centre, rivals) if len(asked) == 1 else []
+        beside.sort(key=lambda i: self.bank.classes[i].id)
+        if len(asked) == 1 and not beside:
+            raise InputError("one disease needs at least one rival", where="rivals", do="ask for one or more")
+
+        inputs = self._inputs(asked, means, embedded, beside, domain)
+        body, tokens = self._body(inputs)
+        moved, shift, cosine = self._moves(asked, base, domain, body)
+        all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside] + shift]).astype(np.float32)
+        weight, bias = self._head(torch.from_numpy(all_of_them), inputs, tokens)
+        weights_done = time.perf_counter()
+
+        calibration, rehearsed = self._calibrate(asked, weight.numpy(), bias.numpy(), beside, others, domain, shift, false_alarms, rivals)
+        order = [next(i for i, d in enumerate(asked) if d.key == key) for key in exemplars]
+        order += range(len(asked), len(asked) + len(beside))
+        state = self.encoder.target.export(body, weight[order], bias[order])
+        labels = self._labels([*exemplars], beside)
+        m, a = self.release.manifest, self.release.manifest.architecture
+        diseases = {d.key: _disease(d) for d in asked}
+        notes = [*notes, *(line for d in asked for line in self._notes(d))]
+        origin = Origin(
+            release=m.name,
+            release_sha256=self.release.sha256,
+            bank_sha256=m.files[BANK],
+            encoder_sha256=m.encoder_sha256,
+            licence=m.licence,
+            domain=domain,
+            diseases=tuple(diseases[key] for key in exemplars),
+            rivals=tuple(self.bank.classes[i].id for i in beside),
+            negatives=tuple(self.bank.classes[i].id for i in others),
+            rehearsed=rehearsed,
+            learned=a.learned,
+            cosine=cosine,
+            provenance=tuple(p.model_dump(mode="json") for p in m.provenance),
+            seconds={"weights": weights_done - start, "all": time.perf_counter() - start},
+        )
+        record = Record(
+            architecture=a.base,
+            size=a.size,
+            mean=a.mean,
+            std=a.std,
+            views=a.views,
+            labels=labels,
+            ids=tuple([diseases[k].id for k in exemplars] + [self.bank.classes[i].id for i in beside]),
+            calibration=calibration,
+            origin=origin,
+            notes=tuple(notes),
+        )
+        return Classifier(record, state)
+
+    def _asked(
+        self, exemplars: Mapping[str, Sequence[Image]], texts: Mapping[str, str], own: Mapping[str, Array], memory: Memory
+    ) -> list[_Asked]:
+        """The diseases in an order of their own, so that the caller's order cannot change a number."""
+        if not exemplars:
+            raise InputError("no disease was asked for", where="exemplars", do="give a disease and its picture")
+        if memory.coordinates.sha256() != self.memory.coordinates.sha256() or memory.ids != self.memory.ids:
+            raise InputError("belongs to another release", where="class memory", do="use the memory of this release")
+        for name, given in (("texts", texts), ("own patients", own)):
+            if stray := sorted(set(given) - set(exemplars)):
+                raise InputError(f"{stray[0]} has no exemplar", where=name, do="use the names of the exemplars")
+        out: list[_Asked] = []
+        seen: dict[str, str] = {}
+        for key, images in exemplars.items():
+            entry = self.catalogue.find(key)
+            if not key.strip() or not images:
+                raise InputError("needs a name and at least one picture", where=key or "exemplars", do="give an exemplar")
+            if entry is not None and (twin := seen.setdefault(entry.id, key)) != key:
+                raise InputError(f"is the same disease as {twin}", where=key, do="give their pictures under one name")
+            text = (texts.get(key) or (entry.text if entry else "")).strip()
+            if not text:
+                raise InputError("is not in the catalogue and has no clinical text", where=key, do="describe it in a sentence")
+            patients = np.asarray(own.get(key, np.zeros((0, self.encoder.target.width))))
+            if patients.ndim != 2 or patients.shape[1] != self.encoder.target.width or not np.isfinite(patients).all():
+                raise InputError("are not features of this release's base network", where=f"own patients of {key}")
+            place = memory.ids.index(entry.id) if entry and entry.id in memory.ids else None
+            worth = 0.0 if place is None else memory.worth(place)
+            row = np.zeros(len(memory.coordinates.directions)) if place is None else memory.row(place)
+            lifted = memory.coordinates.lift(row)
+            out.append(_Asked(key, entry, text, images, patients, row / memory.coordinates.radius, lifted, worth))
+        return sorted(out, key=lambda d: d.key)
+
+    def _domain(self, first: _Asked, prototype: Array) -> tuple[str, list[str]]:
+        looks = domain_of(self.bank, prototype, self.centre)
+        if first.entry is None or first.entry.domain not in self.bank.domains:
+            return looks, []
+        domain = first.entry.domain
+        return domain, [f"the exemplar of {first.key} looks more like {looks} than like {domain}"] if looks != domain else []
+
+    def _inputs(self, asked: Sequence[_Asked], means: Array, embedded: Array, beside: Sequence[int], domain: str) -> ClassInputs:
+        """What the generator sees of every output, the named ones first."""
+        classes = [self.bank.classes[i] for i in beside]
+        k = len(self.memory.coordinates.directions)
+        signs = [
+            vector(d.entry.attributes if d.entry and d.text == d.entry.text else _signs(d.text, d.entry.domain if d.entry else domain))
+            for d in asked
+        ] + [vector(_signs(c.text, c.domain)) for c in classes]
+        columns = (
+            np.concatenate([means, self.bank.means[beside]]),
+            np.array([d.shots for d in asked] + [int((self.bank.label == i).sum()) for i in beside]),
+            np.concatenate([np.stack([d.row for d in asked]), np.zeros((len(beside), k))]),
+            np.array([d.worth for d in asked] + [0.0] * len(beside)),
+            np.concatenate([embedded, unit(self.bank.embedding[beside])]),
+            np.stack(signs) if signs else np.zeros((0, len(NAMES))),
+        )
+        return ClassInputs(*(torch.from_numpy(np.ascontiguousarray(c, np.float32)) for c in columns))
+
+    def _body(self, inputs: ClassInputs) -> tuple[dict[str, Tensor] | None, Tensor | None]:
+        learned = self.release.manifest.architecture.learned
+        if self.generator is None:
+            return None, None
+        tokens = self.generator.tokens(inputs, learned)
+        if "body" not in learned:
+            return None, tokens
+        return self.encoder.target.materialise(self.generator.coefficients(tokens)), tokens
+
+    def _moves(
+        self, asked: Sequence[_Asked], base: Sequence[Array], domain: str, body: dict[str, Tensor] | None
+    ) -> tuple[Array, Array, float]:
+        """v_generated - v_base of each disease [N, f]; their common part [f], which corrects the bank's features; cosine of exemplars.
+
+        The bank's classes have no pictures but the drawn ones. Their features are shifted by the mean move of the exemplars and of
+        drawn pictures of the same domain, where there are any.
+        """
+        width = self.encoder.target.width
+        if body is None:
+            return np.zeros((len(asked), width)), np.zeros(width), 1.0
+        generated = [self.encoder.features(d.images, body=body) for d in asked]
+        moved = np.stack([(g - b).mean(0) for g, b in zip(generated, base, strict=True)])
+        rows = [r for r in sorted(self.bank.pictures) if self.bank.classes[self.bank.label[r]].domain == domain]
+        rows = rows[:: max(1, len(rows) // _PICTURES)][:_PICTURES]
+        moves = [g - b for g, b in zip(generated, base, strict=True)]
+        if rows:
+            pictures = [decode(self.bank.pictures[r], f"picture {r} of the reference bank") for r in rows]
+            moves.append(self.encoder.features(pictures, body=body) - self.encoder.features(pictures))
+        before, after = (unit(np.concatenate(x) - self.centre) for x in (base, generated))
+        return moved, np.concatenate(moves).mean(0), float((before * after).sum(1).mean())
+
+    def _head(self, prototypes: Tensor, inputs: ClassInputs, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        centre = torch.from_numpy(self.centre)
+        if self.generator is None or tokens is None:
+            return linear_head(prototypes, centre, self.scale)
+        return self.generator.head(prototypes, inputs, tokens, centre, self.scale, self.release.manifest.architecture.learned)
+
+    def _calibrate(
+        self,
+        asked: Sequence[_Asked],
+        weight: Array,
+        bias: Array,
+        beside: Sequence[int],
+        others: Sequence[int],
+        domain: str,
+        shift: Array,
+        false_alarms: float,
+        rivals: int,
+    ) -> tuple[Calibration, tuple[str, ...]]:
+        bank, named = self.bank, len(asked)
+
+        def logits(rows: Array) -> Array:
+            return np.asarray((bank.features[rows] + shift) @ weight.T + bias, dtype=np.float64)
+
+        calibrating, apart = (bank.samples(others, apart=half) for half in (False, True))
+        least_level = 1 / (len(calibrating) + 1)
+        if not least_level <= false_alarms < 1:
+            raise InputError(
+                f"cannot be supported by {len(calibrating)} public negatives",
+                where=f"false-alarm level {false_alarms:g}",
+                do=f"state a level from {least_level:.3f} to below 1",
+            )
+        found = logits(calibrating) + self._without_itself(calibrating, named, beside)
+        from_scores = Calibration(
+            named=named, false_alarms=false_alarms, negatives=(), least=-1e9, slope=0, offset=0, temperature=1, measured=()
+        ).decide(found)
+        shots = float(np.mean([d.shots + d.worth for d in asked]))
+        r = rehearse(bank, domain, shots, named, rivals, self.centre, self.scale)
+        calibration = Calibration(
+            named=named,
+            false_alarms=false_alarms,
+            negatives=tuple(sorted(float(f"{s:.6g}") for s in from_scores.score)),
+            least=r.least,
+            slope=r.slope,
+            offset=r.offset,
+            temperature=r.temperature,
+            measured=(),
+        )
+        wrong = calibration.decide(logits(apart)).accepted
+        label = bank.label[apart]
+        measured = [Share.of("all", int(wrong.sum()), len(wrong))]
+        measured += [Share.of(bank.classes[i].name, int(wrong[label == i].sum()), int((label == i).sum())) for i in others]
+        return calibration.model_copy(update={"measured": tuple(measured)}), r.classes
+
+    def _without_itself(self, rows: Array, named: int, beside: Sequence[int]) -> Array:
+        """Change of the logits [n, N] when no sample is part of its own class's mean, as no new patient is."""
+        out = np.zeros((len(rows), named + len(beside)))
+        for column, place in enumerate(beside, start=named):
+            mine = np.flatnonzero(self.bank.label[rows] == place)
+            n = len(self.bank.samples([place], apart=False))
+            if not self.bank.inside[place] or n < 2:
+                continue
+            f, mean = self.bank.features[rows[mine]], self.bank.means[place]
+            alone = unit((n * mean - f) / (n - 1) - self.centre)
+            out[mine, column] = self.scale * ((f - self.centre) * (alone - unit(mean - self.centre))).sum(1)
+        return out
+
+    def _labels(self, keys: Sequence[str], beside: Sequence[int]) -> tuple[str, ...]:
+        taken, out = {k.casefold() for k in keys}, list(keys)
+        for i in beside:
+            c = self.bank.classes[i]
+            name = c.name if c.name.casefold() not in taken else f"{c.name} ({c.id})"
+            taken.add(name.casefold())
+            out.append(name)
+        return tuple(out)
+
+    def _notes(self, d: _Asked) -> list[str]:
+        if d.entry is None:
+            near = ", ".join(f"{e.name} ({e.id})" for e in self.catalogue.nearest(f"{d.key}", _NEAREST))
+            return [f"{d.key} is not in the catalogue: no row of the class memory was used; nearest entries: {near}"]
+        if d.worth == 0:
+            return [f"the class memory holds nothing certain about {d.key}: the exemplar stands alone"]
+        return [f"the class memory knows {d.key}: its row counts as {d.worth:.1f} patients beside {d.shots}"]
+
+
+def _signs(text: str, domain: str) -> dict[str, int]:
+    return parse(text, domain) if domain in VOCABULARIES else {}
+
+
+def _disease(d: _Asked) -> Disease:
+    known = d.entry.id if d.entry else None
+    return Disease(label=d.key, id=known, text=d.text, exemplars=len(d.images), own=len(d.own), worth=d.worth)
