@@ -1,0 +1,249 @@
+"""Make the base network: `run` is `sgps pretrain base`."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+from sgps.code import code_sha256
+from sgps.errors import InputError, StateError
+from sgps.files import sha256_file, write_atomic
+from sgps.pretrain.distil import distil
+from sgps.pretrain.features import Features, pack_features, read_features
+from sgps.pretrain.figures import measure
+from sgps.pretrain.finetune import finetune
+from sgps.pretrain.frozen import frozen_episodes
+from sgps.pretrain.images import Images, read_images
+from sgps.pretrain.loop import Stage
+from sgps.pretrain.networks import (
+    BASE,
+    FEATURES,
+    TEACHER_LICENCE,
+    TEACHER_PACKAGE,
+    TEACHER_SHA256,
+    Arithmetic,
+    average,
+    base_network,
+    load_state,
+    read_teacher,
+    rounded,
+    save_state,
+)
+from sgps.pretrain.pool import Pool, held_out
+from sgps.pretrain.progress import Report, Stop, silent, stopping
+from sgps.pretrain.recipe import Draw, ImageSet, Recipe, read_recipe
+from sgps.pretrain.statistics import (
+    BANK_DRAWN_FIRST,
+    BANK_DRAWN_PATIENTS,
+    BANK_DRAWN_PROFILES,
+    bank,
+    coordinates,
+    write_statistics,
+)
+from sgps.settings import dump
+
+BANK_SET = ImageSet(
+    name="bank",
+    draw=Draw(first=BANK_DRAWN_FIRST, profiles=BANK_DRAWN_PROFILES, patients=BANK_DRAWN_PATIENTS),
+    role="other",
+    frame=(160, 160),
+    turn=True,
+    leave_out=(),
+    licence="Apache-2.0",
+    source="lesions drawn by sgps.draw",
+)
+
+
+def read_sets(data: Path, kinds: Sequence[ImageSet], work: Path, report: Report, stop: Stop) -> dict[str, Images]:
+    """Image sets by name, decoded into `work`/images once."""
+    sets = {}
+    for kind in kinds:
+
+        def tick(done: int, total: int, name: str = kind.name) -> None:
+            report(f"decode {name}", done, total, {})
+            if stop.asked:
+                raise KeyboardInterrupt
+
+        sets[kind.name] = read_images(data, kind, work / "images", tick)
+    return sets
+
+
+def claim(work: Path, recipe: Recipe, seed: int, sets: Mapping[str, Images]) -> None:
+    """Tie the work folder to recipe, seed and images. Raises StateError when it belongs to others."""
+    key = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "teacher": TEACHER_SHA256}
+    key["images"] = {name: images.sha256 for name, images in sets.items()}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    path = work / "run.sha256"
+    if not path.exists():
+        write_atomic(path, digest.encode())
+    elif path.read_text() != digest:
+        raise StateError(
+            "belongs to another recipe, seed or set of images",
+            where=work,
+            do="continue that run, or choose another --out",
+        )
+
+
+def train(
+    sets: Mapping[str, Images], recipe: Recipe, work: Path, seed: int, report: Report, stop: Stop
+) -> dict[str, Tensor]:
+    """Run or continue all training stages. Returns the averaged weights, rounded as they are stored."""
+    pool, arithmetic = Pool(sets, recipe), Arithmetic()
+    first = Stage("distil", recipe.distil.steps, (recipe.distil.steps,), work)
+    if not first.done():
+        distil(first, pool, recipe, read_teacher(), seed, arithmetic, report, stop)
+    start = load_state(first.kept(recipe.distil.steps))
+    kept = []
+    for number, settings in enumerate(recipe.finetune):
+        stage = Stage(settings.name, settings.steps, settings.keep, work)
+        if not stage.done():
+            finetune(stage, settings, number, start, pool, recipe, seed, arithmetic, report, stop)
+        kept += [load_state(stage.kept(s)) for s in settings.keep]
+    return rounded(average(kept))
+
+
+def public_features(
+    sets: Mapping[str, Images], recipe: Recipe, net: Any, digest: str, work: Path, report: Report, stop: Stop
+) -> dict[str, Features]:
+    """Features of every public image: training images of the skin set (the atlas), all images of the others, and `bank`,
+    the drawn patients of the reference bank."""
+    found = {}
+    for kind in [*recipe.sets, BANK_SET]:
+        images = sets[kind.name]
+        rows = np.arange(len(images))
+        if kind.role == "skin":
+            rows = np.flatnonzero(
+                np.isin(images.label, recipe.base_classes) & ~held_out(images.lesion, images.label, recipe)
+            )
+
+        def tick(done: int, total: int, name: str = kind.name) -> None:
+            report(f"features {name}", done, total, {})
+            if stop.asked:
+                raise KeyboardInterrupt
+
+        found[kind.name] = read_features(kind.name, images, rows, net, recipe.size, digest, work, tick)
+    return found
+
+
+def provenance(sets: Mapping[str, Images], recipe: Recipe) -> list[dict[str, Any]]:
+    """Of every image set: source, licence, hash, and how many images of each class were trained on or held out."""
+    out = []
+    for kind in recipe.sets:
+        images = sets[kind.name]
+        held = np.zeros(len(images), bool)
+        if kind.role == "skin":
+            held = held_out(images.lesion, images.label, recipe)
+        labels, counts = np.unique(images.label[~held], return_counts=True)
+        entry: dict[str, Any] = {
+            "name": kind.name,
+            "source": kind.source,
+            "licence": kind.licence,
+            "sha256": images.sha256,
+        }
+        if kind.draw is not None:
+            entry |= {"draw": kind.draw.model_dump(), "sha256_of": "pixels"}
+        else:
+            entry |= {"file": kind.file, "trained_on": dict(zip(labels.tolist(), counts.tolist(), strict=True))}
+        entry |= {"images": int((~held).sum()), "held_out": int(held.sum()), "left_out": list(kind.leave_out)}
+        out.append(entry)
+    return out
+
+
+def manifest(
+    sets: Mapping[str, Images], recipe: Recipe, work: Path, seed: int, threads: int, digest: str, figures: Any
+) -> dict[str, Any]:
+    """What `base.yaml` says."""
+    stages = ["distil", *(f.name for f in recipe.finetune)]
+    return {
+        "network": {
+            "architecture": BASE,
+            "classes": 0,
+            "features": FEATURES,
+            "size": recipe.size,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "numbers": "float16, BatchNorm running statistics float32",
+            "sha256": digest,
+        },
+        "licences": sorted({s.licence for s in recipe.sets} | {TEACHER_LICENCE}),
+        "teacher": {"package": TEACHER_PACKAGE, "licence": TEACHER_LICENCE, "sha256": TEACHER_SHA256},
+        "images": provenance(sets, recipe),
+        "meta_test": list(recipe.meta_test),
+        "made_by": {
+            "command": f"sgps pretrain base --seed {seed} --threads {threads}",
+            "code_sha256": code_sha256("sgps.pretrain", "sgps.draw"),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "bfloat16": Arithmetic().bfloat16,
+            "stages": {name: json.loads((work / f"{name}.json").read_text()) for name in stages},
+            "average_of": [f"{f.name} step {s}" for f in recipe.finetune for s in f.keep],
+            "recipe": recipe.model_dump(mode="json", exclude={"sets"}, exclude_none=True),
+        },
+        "figures": figures,
+    }
+
+
+def run(
+    data: Path,
+    out: Path,
+    recipe: Path | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    report: Report | None = None,
+) -> None:
+    """Make the base network from the image sets under `data`. Work in progress lies in `out`/work; `out` gets
+
+    base.safetensors        the feature network: weights float16, BatchNorm running statistics float32
+    base.yaml               architecture, input, provenance, how it was made, figures
+    statistics.safetensors  centre, coordinates and bank samples; names, radius and within in statistics.json
+    public.safetensors      eight-view features of all public images; names in public.json
+
+    recipe: a YAML file, else the shipped one; threads: of torch. A run that was stopped or killed continues where its last
+    checkpoint is, when it is started again with the same arguments. Raises InputError, ConfigError, SignatureError,
+    StateError; KeyboardInterrupt after a clean stop.
+    """
+    if threads < 1:
+        raise InputError("must be at least 1", where="threads")
+    plan, show = read_recipe(recipe), report or silent
+    torch.set_num_threads(threads)
+    work = out / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    with stopping() as stop:
+        sets = read_sets(data, plan.sets, work, show, stop)
+        claim(work, plan, seed, sets)
+        save_state(out / "base.safetensors", train(sets, plan, work, seed, show, stop))
+        digest = sha256_file(out / "base.safetensors")
+        net = base_network(load_state(out / "base.safetensors"))
+        sets |= read_sets(data, [BANK_SET], work, show, stop)
+        found = public_features(sets, plan, net, digest, work, show, stop)
+        atlas, drawn = found[plan.skin.name], found.pop(BANK_SET.name)
+        others = [found[k.name] for k in plan.sets if k.role == "other"]
+        space = coordinates(atlas, others, plan.base_classes)
+        real = [found[k.name] for k in plan.sets if k.role == "other" and k.draw is None]
+        write_statistics(out, space, bank(atlas, real, drawn, plan.base_classes), plan.base_classes, digest)
+        packed, names = pack_features(list(found.values()))
+        write_atomic(out / "public.safetensors", packed)
+        write_atomic(out / "public.json", json.dumps({"base_sha256": digest, "rows": names}).encode())
+        figures: Any = "not measured"
+        if plan.measure:
+            place = {name: row for row, name in enumerate(sets[plan.skin.name].name.tolist())}
+            rows = np.array([place[name] for name in atlas.name.tolist()])
+            figures = measure(
+                data,
+                plan,
+                net,
+                read_teacher(),
+                atlas,
+                lambda chosen: sets[plan.skin.name].pixels[rows[chosen]],
+                space,
+                frozen_episodes(),
+                lambda done, total: show("measure", done, total, {}),
+            )
+        record = manifest(sets, plan, work, seed, threads, digest, figures)
+        write_atomic(out / "base.yaml", dump(record).encode())
