@@ -143,6 +143,12 @@ def choice(data: Choice) -> Result:
     return Result(figures, reliability(best, chosen == truth), None, _few(names), table)
 
 
+def outside_accepted(accepted: Bools, unit: NDArray[np.str_]) -> Figure:
+    """Share of pictures of classes that the model does not know that it accepts as one that it knows."""
+    figure = _figure(_mean(accepted, _resampled(unit, np.zeros(len(unit), np.int64))))
+    return _never_or_always(figure, len(set(unit)))
+
+
 def roc(positive: Bools, score: Floats, weights: Floats) -> tuple[Floats, Floats]:
     """False- and true-positive rates [d, t + 1] at the t distinct scores, highest first, under d weightings [d, n]."""
     order = np.argsort(-score, kind="stable")

@@ -10,7 +10,7 @@ from PIL import Image
 from sgps.errors import ConfigError, InputError
 from sgps_client.config import Cohort
 from sgps_client.data.labelled import FILE_NAME, Picture, read_labelled
-from sgps_client.data.pictures import decode_picture
+from sgps_client.data.pictures import read_picture
 from sgps_client.data.sources import Source, open_source
 
 
@@ -31,16 +31,12 @@ class Records:
 
     def images(self, patient: str) -> list[tuple[str, Callable[[], Image.Image]]]:
         """(catalogue id, reader) of each picture of a patient, sorted by name. A reader raises InputError on a bad picture."""
-        return [(label, partial(_read, self._source, name)) for name, label in self._pictures[patient]]
+        return [(label, partial(read_picture, self._source, name)) for name, label in self._pictures[patient]]
 
     def classes(self) -> dict[str, int]:
         """Catalogue id -> number of patients who have it."""
         ids = [label for pictures in self._pictures.values() for label in {label for _, label in pictures}]
         return {label: ids.count(label) for label in sorted(set(ids))}
-
-
-def _read(source: Source, name: str) -> Image.Image:
-    return decode_picture(source.read(name), source.where(name))
 
 
 def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalogue_ids: Sequence[str]) -> Records:

@@ -40,7 +40,9 @@ def decode_dicom(data: bytes, where: object) -> Image.Image:
     except (InputError, ImportError):
         raise
     except Exception as error:  # pydicom and its decoders raise whatever broken bytes make them raise
-        raise InputError("is a DICOM file that cannot be decoded", where=where, do="export it again, uncompressed") from error
+        raise InputError(
+            "is a DICOM file that cannot be decoded", where=where, do="export it again, uncompressed"
+        ) from error
 
 
 def _pixels(data: bytes, where: object) -> NDArray[np.uint8]:

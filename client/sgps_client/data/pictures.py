@@ -16,6 +16,11 @@ def decode_picture(data: bytes, where: object) -> Image.Image:
     return decode_dicom(data, where) if is_dicom(data) else decode(data, where)
 
 
+def read_picture(source: Source, name: str) -> Image.Image:
+    """One picture of a source. Raises InputError that names it."""
+    return decode_picture(source.read(name), source.where(name))
+
+
 def picture_names(source: Source) -> list[str]:
     """Names of the pictures of a source, sorted: by suffix, and files without one when they are DICOM."""
     return [name for name in source.names if _is_picture(source, name)]

@@ -1,0 +1,104 @@
+"""A site's own patients beside an exemplar: counted exactly, and their noised part taken out of the class memory first (design D13)."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgps.errors import ConfigError, InputError, StateError
+from sgps.memory import COUNTS, ROWS, Contribution, Memory
+from sgps.release import Release
+from sgps_client.config import Site
+from sgps_client.records import cohort_of
+from sgps_client.round import open_ledger
+from sgps_privacy import egress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sgps.encoders import ImageEncoder
+    from sgps_privacy.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Own:
+    """features: catalogue id -> mean feature of each own patient [patients, f]. memory: without the site's noised part.
+
+    notes: what was left out, one line each.
+    """
+
+    features: dict[str, NDArray[np.float32]]
+    memory: Memory
+    notes: tuple[str, ...]
+
+
+def own_patients(
+    site: Site, release: Release, encoder: "ImageEncoder", exemplars: Mapping[str, Sequence["Image"]]
+) -> Own:
+    """exemplars: catalogue id -> the pictures that the classifier is made from; a patient who shows one is left out, it counts already.
+
+    Raises ConfigError for a site without cohorts, InputError when a cohort cannot be read, StateError when a noised part that the
+    release holds is no longer in the outbox.
+    """
+    if not site.config.cohorts:
+        raise ConfigError("cohorts: there is none", where=site.file, do="leave out --with-own-patients")
+    shown = {_pixels(image) for images in exemplars.values() for image in images}
+    found: dict[str, list[NDArray[Any]]] = {i: [] for i in exemplars}
+    unread = repeated = 0
+    for cohort in site.config.cohorts:
+        reader = cohort_of(site, cohort.name, release.manifest.classes)
+        for patient in reader.patients:
+            pictures = reader.images(patient)[: site.config.images_per_patient]
+            if not any(label in found for label, _ in pictures):
+                continue
+            try:
+                images = [(label, load()) for label, load in pictures]
+            except InputError:
+                unread += 1
+                continue
+            if any(_pixels(image) in shown for _, image in images):
+                repeated += 1
+                continue
+            for label in sorted({label for label, _ in images} & set(found)):
+                found[label].append(encoder.features([image for one, image in images if one == label]).mean(0))
+    notes = [f"{unread} own patients have pictures that cannot be read and are left out"] if unread else []
+    if repeated:
+        notes.append(f"{repeated} own patients show an exemplar and are not counted twice")
+    memory = release.memory()
+    with open_ledger(site) as ledger:
+        parts = own_contributions(site, release, ledger)
+    for part in parts:
+        memory = memory.without(part)
+    features = {i: np.stack(rows).astype(np.float32) for i, rows in found.items() if rows}
+    return Own(features, memory, tuple(notes))
+
+
+def own_contributions(site: Site, release: Release, ledger: "Ledger") -> list[Contribution]:
+    """The noised sums of this site that the release's memory holds, from the outbox."""
+    rounds = {r.round for r in release.manifest.rounds if site.name in r.sites}
+    here = [e for e in ledger.history() if e["federation"] == release.manifest.fingerprint]
+    sent = {e["round"] for e in here if e["kind"] == "COMMIT"}
+    parts, seen = [], set()
+    for entry in here:
+        if entry["kind"] != "CHARGE" or entry["plan_kind"] != "rows" or entry["round"] not in rounds & sent:
+            continue
+        payload = ledger.outbox.read(entry["hash"])
+        if payload is None:  # a forgiven charge, or a lost file
+            continue
+        arrays = egress.decode(payload).arrays
+        parts.append(Contribution(arrays[ROWS], arrays[COUNTS], float(entry["sigma"])))
+        seen.add(entry["round"])
+    if lost := sorted(rounds - seen):
+        raise StateError(
+            f"holds nothing of round {lost[0]}, which is in the release",
+            where=site.state / "outbox",
+            do="leave out --with-own-patients: own patients would count twice",
+        )
+    return parts
+
+
+def _pixels(image: "Image") -> str:
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
