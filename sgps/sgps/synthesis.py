@@ -91,6 +91,27 @@ class _Asked:
         return len(self.images) + len(self.own)
 
 
+@dataclass(frozen=True)
+class Composition:
+    """All weights of a classifier. Rows of weight [N, f] and bias [N]: the asked diseases by name, then the rivals.
+
+    body: tensors of the generated body, none for the base. beside, others: places of rivals and of negatives in the bank. shift [f]:
+    what a generated body adds to the bank's features. cosine: of the exemplars' features before and after. seconds: all of it took.
+    """
+
+    asked: tuple[_Asked, ...]
+    weight: Tensor
+    bias: Tensor
+    body: dict[str, Tensor] | None
+    beside: tuple[int, ...]
+    others: tuple[int, ...]
+    domain: str
+    shift: Array
+    cosine: float
+    notes: tuple[str, ...]
+    seconds: float
+
+
 class Synthesizer:
     """A release, loaded once. `synthesize` is the same as the module's function."""
 
@@ -122,18 +143,18 @@ class Synthesizer:
                 raise SignatureError(str(error), where=where, do=again) from error
 
     @torch.inference_mode()
-    def synthesize(
+    def compose(
         self,
         exemplars: Mapping[str, Sequence[Image]],
         texts: Mapping[str, str],
-        own: Mapping[str, Array],
-        memory: Memory | None,
-        false_alarms: float,
-        rivals: int,
-    ) -> Classifier:
-        """See the module's function."""
+        *,
+        own: Mapping[str, Array] | None = None,
+        memory: Memory | None = None,
+        rivals: int = RIVALS,
+    ) -> "Composition":
+        """All weights, without calibration. Arguments and errors are those of the module's `synthesize`."""
         start = time.perf_counter()
-        asked = self._asked(exemplars, texts, own, memory or self.memory)
+        asked = self._asked(exemplars, texts, own or {}, memory or self.memory)
         base = [self.encoder.features(d.images) for d in asked]  # one by one: a class does not depend on the others' batch
         means = np.stack([np.concatenate([b, d.own.astype(np.float32)]).mean(0) for b, d in zip(base, asked, strict=True)])
         prototypes = np.stack([blend(m, d.lifted, d.worth, d.shots) for m, d in zip(means, asked, strict=True)])
@@ -154,31 +175,44 @@ class Synthesizer:
         moved, shift, cosine = self._moves(asked, base, domain, body)
         all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside] + shift]).astype(np.float32)
         weight, bias = self._head(torch.from_numpy(all_of_them), inputs, tokens)
-        weights_done = time.perf_counter()
+        return Composition(
+            tuple(asked), weight, bias, body, tuple(beside), tuple(others), domain, shift, cosine, tuple(notes), time.perf_counter() - start
+        )
 
-        calibration, rehearsed = self._calibrate(asked, weight.numpy(), bias.numpy(), beside, others, domain, shift, false_alarms, rivals)
-        order = [next(i for i, d in enumerate(asked) if d.key == key) for key in exemplars]
-        order += range(len(asked), len(asked) + len(beside))
-        state = self.encoder.target.export(body, weight[order], bias[order])
-        labels = self._labels([*exemplars], beside)
+    @torch.inference_mode()
+    def synthesize(
+        self,
+        exemplars: Mapping[str, Sequence[Image]],
+        texts: Mapping[str, str],
+        own: Mapping[str, Array],
+        memory: Memory | None,
+        false_alarms: float,
+        rivals: int,
+    ) -> Classifier:
+        """See the module's function."""
+        start = time.perf_counter()
+        c = self.compose(exemplars, texts, own=own, memory=memory, rivals=rivals)
+        calibration, rehearsed = self._calibrate(c, false_alarms, rivals)
+        order = [next(i for i, d in enumerate(c.asked) if d.key == key) for key in exemplars]
+        order += range(len(c.asked), len(c.asked) + len(c.beside))
+        state = self.encoder.target.export(c.body, c.weight[order], c.bias[order])
         m, a = self.release.manifest, self.release.manifest.architecture
-        diseases = {d.key: _disease(d) for d in asked}
-        notes = [*notes, *(line for d in asked for line in self._notes(d))]
+        diseases = {d.key: _disease(d) for d in c.asked}
         origin = Origin(
             release=m.name,
             release_sha256=self.release.sha256,
             bank_sha256=m.files[BANK],
             encoder_sha256=m.encoder_sha256,
             licence=m.licence,
-            domain=domain,
+            domain=c.domain,
             diseases=tuple(diseases[key] for key in exemplars),
-            rivals=tuple(self.bank.classes[i].id for i in beside),
-            negatives=tuple(self.bank.classes[i].id for i in others),
+            rivals=tuple(self.bank.classes[i].id for i in c.beside),
+            negatives=tuple(self.bank.classes[i].id for i in c.others),
             rehearsed=rehearsed,
             learned=a.learned,
-            cosine=cosine,
+            cosine=c.cosine,
             provenance=tuple(p.model_dump(mode="json") for p in m.provenance),
-            seconds={"weights": weights_done - start, "all": time.perf_counter() - start},
+            seconds={"weights": c.seconds, "all": time.perf_counter() - start},
         )
         record = Record(
             architecture=a.base,
@@ -186,11 +220,11 @@ class Synthesizer:
             mean=a.mean,
             std=a.std,
             views=a.views,
-            labels=labels,
-            ids=tuple([diseases[k].id for k in exemplars] + [self.bank.classes[i].id for i in beside]),
+            labels=self._labels([*exemplars], c.beside),
+            ids=tuple([diseases[k].id for k in exemplars] + [self.bank.classes[i].id for i in c.beside]),
             calibration=calibration,
             origin=origin,
-            notes=tuple(notes),
+            notes=(*c.notes, *(line for d in c.asked for line in self._notes(d))),
         )
         return Classifier(record, state)
 
@@ -288,19 +322,9 @@ class Synthesizer:
             return linear_head(prototypes, centre, self.scale)
         return self.generator.head(prototypes, inputs, tokens, centre, self.scale, self.release.manifest.architecture.learned)
 
-    def _calibrate(
-        self,
-        asked: Sequence[_Asked],
-        weight: Array,
-        bias: Array,
-        beside: Sequence[int],
-        others: Sequence[int],
-        domain: str,
-        shift: Array,
-        false_alarms: float,
-        rivals: int,
-    ) -> tuple[Calibration, tuple[str, ...]]:
-        bank, named = self.bank, len(asked)
+    def _calibrate(self, c: "Composition", false_alarms: float, rivals: int) -> tuple[Calibration, tuple[str, ...]]:
+        bank, named, others, beside = self.bank, len(c.asked), c.others, c.beside
+        weight, bias, shift = c.weight.numpy(), c.bias.numpy(), c.shift
 
         def logits(rows: Array) -> Array:
             return np.asarray((bank.features[rows] + shift) @ weight.T + bias, dtype=np.float64)
@@ -317,8 +341,8 @@ class Synthesizer:
         from_scores = Calibration(
             named=named, false_alarms=false_alarms, negatives=(), least=-1e9, slope=0, offset=0, temperature=1, measured=()
         ).decide(found)
-        shots = float(np.mean([d.shots + d.worth for d in asked]))
-        r = rehearse(bank, domain, shots, named, rivals, self.centre, self.scale)
+        shots = float(np.mean([d.shots + d.worth for d in c.asked]))
+        r = rehearse(bank, c.domain, shots, named, rivals, self.centre, self.scale)
         calibration = Calibration(
             named=named,
             false_alarms=false_alarms,
