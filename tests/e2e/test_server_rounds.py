@@ -1,0 +1,254 @@
+"""Rounds of real processes over mutual TLS on loopback: whole, with bad replies, with kills."""
+
+import hashlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import fake_site
+import federation as fed
+from safetensors.numpy import load
+
+from sgps.memory import COUNTS, ROWS, Contribution, pool
+from sgps.release import FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE, Release
+from sgps.signing import load_public
+from sgps_privacy import statement
+
+pytestmark = [pytest.mark.enable_socket, pytest.mark.slow]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    federations: list[fed.Federation] = []
+    original = fed.Federation.__init__
+
+    def remember(self: fed.Federation, *args: object, **kwargs: object) -> None:
+        federations.append(self)
+        self.processes = []
+        original(self, *args, **kwargs)
+
+    fed.Federation.__init__ = remember  # type: ignore[method-assign]
+    yield tmp_path
+    fed.Federation.__init__ = original  # type: ignore[method-assign]
+    for found in federations:
+        found.close()
+
+
+def outbox(f: fed.Federation, site: str) -> dict[str, np.ndarray]:
+    (file,) = (f.work / site / "outbox").iterdir()
+    return load(file.read_bytes())
+
+
+def opened(f: fed.Federation, name: str) -> Release:
+    return Release.open(f.folder.releases / name, key=load_public(f.folder.keys / "plan.pub"))
+
+
+def test_two_rounds_give_two_signed_releases_pooled_from_all_contributions(work: Path) -> None:
+    f = fed.Federation(work, rounds=2)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start()
+    for name in ("north", "south"):
+        f.start_site(name)
+    f.wait(lambda: f.events("serving"))
+    with fake_site.Identity(f.work / "north").client() as client:
+        status = client.get("/sgps/status").json()
+        assert (status["state"], status["round"], status["rounds"], status["release"]) == ("done", 2, 2, "0002")
+        assert status["sites"] == {"north": "online", "south": "online"}
+        latest = client.get("/sgps/releases/latest").json()
+        assert latest["name"] == "0002"
+        for file in (*FILES, MANIFEST, SIGNATURE):
+            assert client.get(f"/sgps/releases/0002/{file}").content == (f.folder.releases / "0002" / file).read_bytes()
+        assert hashlib.sha256((f.folder.releases / "0002" / MANIFEST).read_bytes()).hexdigest() == latest["sha256"]
+    coordinator.send_signal(signal.SIGINT)
+    assert coordinator.wait(20) == 0
+
+    release = opened(f, "0002")
+    sigma = float(release.manifest.rounds[0].terms["sigma"])
+    parts = [load(p.read_bytes()) for site in ("north", "south") for p in (f.work / site / "outbox").iterdir()]
+    assert len(parts) == 4  # two rounds, two sites
+    expected = pool(release.memory().coordinates, release.manifest.classes, [Contribution(p[ROWS], p[COUNTS], sigma) for p in parts])
+    assert np.allclose(release.memory().total, expected.total)
+    assert np.allclose(release.memory().count, expected.count)
+    assert [r.sites for r in release.manifest.rounds] == [("north", "south")] * 2
+    first = opened(f, "0001")
+    assert (first.folder / GENERATOR).read_bytes() == (release.folder / GENERATOR).read_bytes()
+    assert (first.folder / MEMORY).read_bytes() != (release.folder / MEMORY).read_bytes()
+    assert first.manifest.encoder_sha256 == release.manifest.encoder_sha256
+    entry = release.manifest.statements["north"][1]
+    assert entry["round"] == "2"
+    statement.check(json.loads(entry["text"]))
+    assert json.loads(entry["text"])["plan_hash"] == f.audit("issued")[1]["plan"]
+
+    second_plan = f.site_events("north", "plan")[1]
+    assert second_plan["echo"] == f.audit("contribution")[0]["receipt"] or second_plan["echo"] == f.audit("contribution")[1]["receipt"]
+    assert "lines follow" in fed.server("audit", "verify", "--config", f.folder.config).stdout
+    assert json.loads(fed.server("status", "--json", "--config", f.folder.config).stdout)["rounds_done"] == 2
+    fed.server("releases", "export", work / "usb", "--config", f.folder.config)
+    assert Release.open(work / "usb", key=load_public(f.folder.keys / "plan.pub")).sha256 == release.sha256
+
+
+def test_a_coordinator_killed_in_mid_round_completes_it_with_the_same_bytes(work: Path) -> None:
+    f = fed.Federation(work, answer_after=4, patience=10)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    for name in ("north", "south"):
+        f.start_site(name)
+    f.wait(lambda: all(f.site_events(name, "made") for name in ("north", "south")))
+    coordinator.kill()
+    coordinator.wait()
+    assert not f.events("reply")
+    before = {name: outbox(f, name)[ROWS].tobytes() for name in ("north", "south")}
+    again = f.start("--linger", 0)
+    assert again.wait(60) == 0
+    assert f.events("resumed")[0]["attempt"] == 1
+    issued = f.audit("issued")
+    assert [e["attempt"] for e in issued] == [1, 2]
+    assert issued[0]["plan"] == issued[1]["plan"]
+    for name in ("north", "south"):
+        assert len(f.site_events(name, "made")) == 1
+        assert len(f.site_events(name, "resent")) >= 1
+        stored = load((f.folder.state / "contributions" / f"0001.{name}.safetensors").read_bytes())
+        assert stored[ROWS].tobytes() == before[name]
+    assert opened(f, "0001").manifest.rounds[0].sites == ("north", "south")
+    fed.server("audit", "verify", "--config", f.folder.config)
+
+
+def test_a_contribution_that_arrived_before_the_kill_is_not_asked_for_again(work: Path) -> None:
+    f = fed.Federation(work, answer_after=1, patience=30)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    f.start_site("north")
+    silent = f.start_site("south", "--fault", "silent")
+    f.wait(lambda: f.events("reply"))
+    coordinator.kill()
+    coordinator.wait()
+    silent.kill()
+    silent.wait()
+    f.start_site("south")
+    again = f.start("--linger", 0)
+    assert again.wait(90) == 0
+    assert f.audit("issued")[-1]["sites"] == ["south"]
+    assert len(f.site_events("north", "plan")) == 1
+    assert opened(f, "0001").manifest.rounds[0].sites == ("north", "south")
+
+
+def test_settings_changed_while_a_round_is_open_wait_for_the_next_one(work: Path) -> None:
+    """Sites that answered hold bytes for the first terms; other terms would be another plan for the same round."""
+    f = fed.Federation(work, answer_after=4, patience=10)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    for name in ("north", "south"):
+        f.start_site(name)
+    f.wait(lambda: f.events("round_started"))
+    coordinator.kill()
+    coordinator.wait()
+    f.write_settings(epsilon=1.0)
+    assert f.start("--linger", 0).wait(60) == 0
+    assert f.events("terms_kept")
+    assert len({e["plan"] for e in f.audit("issued")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "event", "code"),
+    [
+        ("nan", "rejected", "not_finite"),
+        ("shape", "rejected", "shape"),
+        ("name", "rejected", "names"),
+        ("norm", "rejected", "norm"),
+        ("signature", "rejected", "statement_signature"),
+        ("budget", "refusal", "budget"),
+    ],
+)
+def test_a_bad_reply_is_rejected_audited_and_does_not_stop_the_round(work: Path, fault: str, event: str, code: str) -> None:
+    f = fed.Federation(work, wait_for=3)
+    for name in ("north", "south", "west"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    f.start_site("north")
+    f.start_site("south")
+    f.start_site("west", "--fault", fault)
+    assert coordinator.wait(60) == 0
+    (found,) = f.audit(event)
+    assert (found["site"], found["code"]) == ("west", code)
+    release = opened(f, "0001")
+    assert release.manifest.rounds[0].sites == ("north", "south")
+    assert "west" not in release.manifest.statements
+    assert np.isfinite(release.memory().total).all()
+
+
+def test_a_site_lost_in_a_round_gets_its_order_again_when_it_is_back(work: Path) -> None:
+    f = fed.Federation(work, answer_after=1, patience=45, deadline_after=90)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    f.start_site("north")
+    silent = f.start_site("south", "--fault", "silent")
+    f.wait(lambda: f.events("reply"))
+    silent.kill()
+    f.wait(lambda: f.events("lost"), 40)  # Flower counts a silent node as gone after two missed beats
+    f.start_site("south")
+    assert coordinator.wait(60) == 0
+    assert f.events("again")
+    assert [e["attempt"] for e in f.audit("issued")] == [1]
+
+
+def test_without_a_quorum_the_program_ends_with_an_error_and_the_next_start_goes_on(work: Path) -> None:
+    f = fed.Federation(work, attempts=1, deadline_after=4, patience=1)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    f.start_site("north")
+    silent = f.start_site("south", "--fault", "silent")
+    assert coordinator.wait(60) == 7
+    assert "round 1 has 1 of 2 contributions" in (f.work / "server.log").read_text()
+    assert f.audit("silent")[0]["site"] == "south"
+    silent.kill()
+    silent.wait()
+    f.start_site("south")
+    f.write_settings(deadline_after=60, patience=20)
+    assert f.start("--linger", 0).wait(90) == 0
+    assert len(f.site_events("north", "made")) == 1
+
+
+def test_ctrl_c_while_it_waits_stops_cleanly_and_names_who_was_missing(work: Path) -> None:
+    f = fed.Federation(work)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start()
+    f.start_site("north")
+    f.wait(lambda: f.events("online"))
+    f.wait(lambda: any(e["waiting_for"] == ["south"] for e in f.events("waiting")))
+    status = json.loads(fed.server("status", "--json", "--config", f.folder.config).stdout)
+    assert (status["state"], status["waiting_for"], status["sites"]["north"]) == ("waiting", ["south"], "online")
+    second = fed.server("--config", f.folder.config, fails=True)
+    assert second.returncode == 7
+    assert "another process" in second.stderr
+    coordinator.send_signal(signal.SIGINT)
+    assert coordinator.wait(20) == 130
+    assert json.loads(fed.server("status", "--json", "--config", f.folder.config).stdout)["state"] == "stopped"
+
+
+def test_a_receiving_site_is_never_asked_but_is_served(work: Path) -> None:
+    f = fed.Federation(work, quorum=1)
+    f.enrol("north")
+    f.enrol("west", "--receive")
+    coordinator = f.start()
+    f.start_site("north")
+    f.start_site("west")
+    f.wait(lambda: f.events("serving"))
+    with fake_site.Identity(f.work / "west").client() as client:
+        assert client.get("/sgps/releases/latest").json()["name"] == "0001"
+    assert f.site_events("west", "plan") == []
+    assert f.audit("issued")[0]["sites"] == ["north"]
+    coordinator.send_signal(signal.SIGTERM)
+    assert coordinator.wait(20) == 0

@@ -1,0 +1,156 @@
+"""Every way in which a reply can be wrong gets its own word, and a good one is taken bit for bit."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sgps.memory import COUNTS, ROWS
+from sgps.plan import Plan, arrays_sha256
+from sgps_privacy import egress, statement
+from sgps_privacy.events import Event
+from sgps_privacy.terms import Terms
+from sgps_server.pki import public_pem
+from sgps_server.plans import start_arrays
+from sgps_server.replies import Rejected, check, norm_bound
+
+KEY = ec.generate_private_key(ec.SECP384R1())
+START = start_arrays(3, 4)
+SHAPES = {n: a.shape for n, a in START.items()}
+TERMS = Terms("rows", 1.391, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1)
+CODE = "c" * 64
+NOW = time.time()
+PLAN = Plan(
+    kind="rows", federation="a" * 64, round=1, attempt=1, encoder="b" * 64, classes=("akiec", "df", "vasc"), start=arrays_sha256(START),
+    terms=TERMS.to_mapping(), code=(CODE,), sites=("north",), issued=NOW, answer_at=NOW, deadline=NOW + 60,
+)  # fmt: skip
+Fields = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+def facts(terms: Terms = TERMS, **changes: Any) -> dict[str, Any]:
+    event = Event(terms.sigma, terms.q, terms.steps)
+    found = statement.statement(terms, [event], delta=1e-5, cap=3.0, numbers=15, code_hash=CODE, plan_hash=PLAN.sha256())
+    return {**found, **changes}
+
+
+def sign(found: dict[str, Any], key: ec.EllipticCurvePrivateKey = KEY) -> dict[str, str]:
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
+    return {"statement": text, "signature": key.sign(text.encode(), ec.ECDSA(hashes.SHA256())).hex()}
+
+
+def good() -> tuple[Arrays, Fields]:
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
+    reply = egress.accept(arrays, plan_id=PLAN.sha256(), code_hash=CODE, statement=facts(), receipt="d" * 64)
+    found, fields = reply.parts()
+    return dict(found), {**fields, **sign(facts())}
+
+
+def verdict(arrays: Arrays, fields: Fields) -> str:
+    try:
+        check("north", public_pem(KEY.public_key()), PLAN, SHAPES, arrays, fields, most_patients=1000)
+    except Rejected as error:
+        return error.code
+    return "accepted"
+
+
+def test_a_good_reply_is_taken_as_it_is() -> None:
+    arrays, fields = good()
+    taken = check("north", public_pem(KEY.public_key()), PLAN, SHAPES, arrays, fields, most_patients=1000)
+    assert taken.rows.tobytes() == arrays[ROWS].tobytes()
+    assert (taken.site, taken.round, taken.sigma, taken.receipt) == ("north", 1, 1.391, "d" * 64)
+
+
+def spoil(name: str) -> Callable[[Arrays, Fields], None]:
+    def change(arrays: Arrays, fields: Fields) -> None:
+        rows = arrays[ROWS]
+        actions: dict[str, Callable[[], Any]] = {
+            "nan": lambda: rows.__setitem__((0, 0), np.nan),
+            "infinity": lambda: arrays[COUNTS].__setitem__(0, np.inf),
+            "flat": lambda: arrays.update({ROWS: rows.ravel()}),
+            "narrow": lambda: arrays.update({ROWS: rows[:, :3]}),
+            "double": lambda: arrays.update({ROWS: rows.astype(np.float64)}),
+            "integer": lambda: arrays.update({ROWS: rows.astype(np.int32)}),
+            "missing": lambda: arrays.pop(COUNTS),
+            "extra": lambda: arrays.update({"patients": np.zeros(1, np.float32)}),
+            "huge": lambda: arrays.update({ROWS: rows + np.float32(1e4)}),
+            "field": lambda: fields.update({"loss": 1}),
+            "fewer fields": lambda: fields.pop("weight"),
+            "weight": lambda: fields.update({"weight": 2}),
+            "weight text": lambda: fields.update({"weight": "1"}),
+            "plan": lambda: fields.update({"plan": "e" * 64}),
+            "code": lambda: fields.update({"code": "e" * 64}),
+            "status": lambda: fields.update({"status": "fine"}),
+            "refusal": lambda: fields.update({"status": "budget"}),
+            "no receipt": lambda: fields.update({"receipt": ""}),
+            "bad receipt": lambda: fields.update({"receipt": "Z" * 64}),
+            "other key": lambda: fields.update(sign(facts(), ec.generate_private_key(ec.SECP384R1()))),
+            "altered": lambda: fields.update({"statement": fields["statement"].replace("1e-05", "1e-06")}),
+            "no signature": lambda: fields.update({"signature": ""}),
+            "not hex": lambda: fields.update({"signature": "xy"}),
+            "not json": lambda: fields.update({**sign(facts()), "statement": "{"}),
+            "long": lambda: fields.update({"statement": " " * 70_000}),
+            "more facts": lambda: fields.update(sign(facts(patients=12))),
+            "other sigma": lambda: fields.update(sign(facts(Terms("rows", 2.5, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1)))),
+            "other plan": lambda: fields.update(sign(facts(plan_hash="e" * 64))),
+            "other events": lambda: fields.update(sign(facts(events=[[2.0, 1.0, 1]]))),
+            "flattering epsilon": lambda: fields.update(sign(facts(epsilon=0.1))),
+            "flattering mu": lambda: fields.update(sign(facts(mu=0.1))),
+        }
+        actions[name]()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("nan", "not_finite"), ("infinity", "not_finite"), ("flat", "shape"), ("narrow", "shape"), ("double", "type"),
+        ("integer", "type"), ("missing", "names"), ("extra", "names"), ("huge", "norm"), ("field", "fields"),
+        ("fewer fields", "fields"), ("weight", "form"), ("weight text", "form"), ("plan", "another_plan"), ("code", "code"),
+        ("status", "status"), ("refusal", "budget"), ("no receipt", "receipt"), ("bad receipt", "receipt"),
+        ("other key", "statement_signature"), ("altered", "statement_signature"), ("no signature", "statement_signature"),
+        ("not hex", "statement_signature"), ("not json", "statement_signature"), ("long", "statement_size"),
+        ("more facts", "statement_form"), ("other sigma", "statement_facts"), ("other plan", "statement_facts"),
+        ("other events", "statement_facts"), ("flattering epsilon", "statement_figures"), ("flattering mu", "statement_figures"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_gets_its_word(name: str, word: str) -> None:
+    arrays, fields = good()
+    assert verdict(arrays, fields) == "accepted"
+    spoil(name)(arrays, fields)
+    assert verdict(arrays, fields) == word
+
+
+def test_a_refusal_needs_no_plan_and_is_marked_as_the_sites_own() -> None:
+    arrays, fields = egress.refuse("plan_signature").parts()
+    with pytest.raises(Rejected) as caught:
+        check("north", public_pem(KEY.public_key()), PLAN, SHAPES, dict(arrays), fields, most_patients=1000)
+    assert (caught.value.code, caught.value.refusal, caught.value.receipt) == ("plan_signature", True, "")
+
+
+def test_a_rejected_reply_leaves_its_receipt_for_the_echo() -> None:
+    """Its payload has left the site: an echo without it would let the site's officer forgive what is spent."""
+    arrays, fields = good()
+    arrays[ROWS][0, 0] = np.nan
+    with pytest.raises(Rejected) as caught:
+        check("north", public_pem(KEY.public_key()), PLAN, SHAPES, arrays, fields, most_patients=1000)
+    assert caught.value.receipt == "d" * 64
+
+
+def test_the_norm_bound_lets_every_honest_sum_through() -> None:
+    """As many patients as allowed, all alike, and noise: a hundred draws, none beyond; twice as many patients always."""
+    rng, bound = np.random.default_rng(1), norm_bound(TERMS, 15, 1000)
+    honest = rng.normal(size=(100, 15)) * TERMS.sigma
+    honest[:, 0] += 1000
+    assert (np.linalg.norm(honest, axis=1) <= bound).all()
+    honest[:, 0] += 1000
+    assert (np.linalg.norm(honest, axis=1) > bound).all()
+    assert math.isclose(norm_bound(TERMS, 15, 0), TERMS.sigma * (math.sqrt(15) + 8))
