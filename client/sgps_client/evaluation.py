@@ -19,6 +19,7 @@ DRAWS, SEED, BINS = 1000, 0, 10
 LEVEL = 0.95
 _TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 NONE = "none of these"
+EVEN = "calibration error, Brier score and reliability are at even odds, as the stated probability is"
 FEW = 20  # patients of a class below which an interval says little
 GRID = np.linspace(0, 1, 101)  # false-alarm rates at which the ROC curve is drawn
 
@@ -89,6 +90,7 @@ class Choice:
 def detection(data: Detection) -> Result:
     """AUROC; false-alarm rate, sensitivity, balanced accuracy at the threshold; ECE and Brier score of the probability.
 
+    The last two and the reliability diagram weigh the disease and the others alike: the probability is stated at even odds.
     Raises InputError without positives or without negatives.
     """
     y, accepted, p = data.positive, data.accepted, data.probability
@@ -96,6 +98,7 @@ def detection(data: Detection) -> Result:
         raise InputError("needs pictures of the disease and others", where="labels", do="add the missing ones")
     weights = _resampled(data.unit, y.astype(np.int64))
     false, true = roc(y, data.score, weights)
+    even = weights * np.where(y, 0.5 / (weights @ y)[:, None], 0.5 / (weights @ ~y)[:, None])
     sensitivity, false_alarms = _mean(accepted, weights, y), _mean(accepted, weights, ~y)
     figures = {
         "auroc": _figure(area(false, true)),
@@ -103,13 +106,13 @@ def detection(data: Detection) -> Result:
         "sensitivity": _never_or_always(_figure(sensitivity), len(set(data.unit[y]))),
         "accuracy": _figure(_mean(accepted == y, weights)),
         "balanced_accuracy": _figure((sensitivity + 1 - false_alarms) / 2),
-        "ece": _figure(calibration_error(p, y, weights)),
-        "brier": _figure(_mean((p - y) ** 2, weights)),
+        "ece": _figure(calibration_error(p, y, even)),
+        "brier": _figure(_mean((p - y) ** 2, even)),
     }
     curves = np.array([np.interp(GRID, f, t) for f, t in zip(false, true, strict=True)])
     low, high = np.quantile(curves[1:], _TAILS, axis=0)
     names = {"the disease": data.unit[y], "others": data.unit[~y]}
-    return Result(figures, reliability(p, y), Curve(curves[0], low, high), _few(names))
+    return Result(figures, reliability(p, y, even[0]), Curve(curves[0], low, high), (EVEN, *_few(names)))
 
 
 def choice(data: Choice) -> Result:
@@ -140,7 +143,7 @@ def choice(data: Choice) -> Result:
         for c in present
     }
     names = {data.labels[c]: data.unit[truth == c] for c in present}
-    return Result(figures, reliability(best, chosen == truth), None, _few(names), table)
+    return Result(figures, reliability(best, chosen == truth, weights[0]), None, _few(names), table)
 
 
 def outside_accepted(accepted: Bools, unit: NDArray[np.str_]) -> Figure:
@@ -172,11 +175,15 @@ def calibration_error(probability: Floats, outcome: Bools, weights: Floats) -> F
     return np.asarray(np.abs(gaps).sum(1) / weights.sum(1), dtype=np.float64)
 
 
-def reliability(probability: Floats, outcome: Bools) -> tuple[Bin, ...]:
-    """The bins of `calibration_error` that hold a picture."""
+def reliability(probability: Floats, outcome: Bools, weights: Floats) -> tuple[Bin, ...]:
+    """The bins of `calibration_error` that hold a picture; weights [n]."""
     place = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     held = [place == b for b in range(BINS)]
-    return tuple(Bin(float(probability[h].mean()), float(outcome[h].mean()), int(h.sum())) for h in held if h.any())
+    return tuple(Bin(_at(probability, h, weights), _at(outcome, h, weights), int(h.sum())) for h in held if h.any())
+
+
+def _at(values: NDArray[Any], group: Bools, weights: Floats) -> float:
+    return float(np.average(values[group], weights=weights[group]))
 
 
 def _mean(values: NDArray[Any], weights: Floats, group: Bools | None = None) -> Floats:

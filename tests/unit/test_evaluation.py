@@ -44,7 +44,8 @@ def test_point_figures_of_a_detection() -> None:
     assert figures["balanced_accuracy"].value == pytest.approx(
         (figures["sensitivity"].value + 1 - figures["false_alarm_rate"].value) / 2
     )
-    assert figures["brier"].value == pytest.approx(np.mean((data.probability - data.positive) ** 2))
+    wrong = (data.probability - data.positive) ** 2
+    assert figures["brier"].value == pytest.approx((wrong[:20].mean() + wrong[20:].mean()) / 2)
     assert all(f.low <= f.value <= f.high and f.low < f.high for f in figures.values())
 
 
@@ -86,7 +87,7 @@ def test_one_sided_data_are_refused_and_few_patients_are_named() -> None:
     data = some(40)
     with pytest.raises(InputError, match="the disease and others"):
         detection(Detection(data.positive | True, data.score, data.probability, data.accepted, data.unit))
-    assert detection(data).notes == ("only 10 patients of the disease: the interval says little",)
+    assert detection(data).notes[1:] == ("only 10 patients of the disease: the interval says little",)
 
 
 def test_calibration_error_by_hand() -> None:
@@ -94,8 +95,17 @@ def test_calibration_error_by_hand() -> None:
     p, y = np.array([0.85, 0.85, 0.15, 0.15]), np.array([True, False, False, False])
     weights = np.array([[1.0, 1, 1, 1], [1, 0, 1, 0]])
     assert calibration_error(p, y, weights) == pytest.approx([0.25, 0.15])
-    assert [(b.count, b.observed) for b in reliability(p, y)] == [(2, 0), (2, 0.5)]
+    assert [(b.count, b.observed) for b in reliability(p, y, np.ones(4))] == [(2, 0), (2, 0.5)]
     assert calibration_error(np.ones(3), np.ones(3, bool), np.ones((1, 3))) == 0
+
+
+def test_calibration_does_not_depend_on_how_many_negatives_there_are() -> None:
+    """The probability is stated at even odds; nine more copies of every negative change neither error nor score."""
+    data = some()
+    copies = np.concatenate([np.arange(80), np.tile(np.arange(20, 80), 9)])
+    more = Detection(*(a[copies] for a in (data.positive, data.score, data.probability, data.accepted, data.unit)))
+    a, b = detection(data).figures, detection(more).figures
+    assert all(a[n].value == pytest.approx(b[n].value) for n in ("ece", "brier", "auroc"))
 
 
 def three_classes() -> Choice:

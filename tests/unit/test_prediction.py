@@ -1,0 +1,155 @@
+"""From pictures to a CSV: what cannot be read is named and passed over, and nothing is half-written."""
+
+import csv
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from sgps.calibration import Calibration, Share
+from sgps.classifier import Classifier, Record
+from sgps.errors import InputError
+from sgps.origin import Disease, Origin
+from sgps_client import prediction
+from sgps_client.prediction import answer, gather, write_csv
+
+
+def classifier(*named: str, rivals: tuple[str, ...] = ()) -> Classifier:
+    """A real network with random weights: predictions mean nothing, but everything works."""
+    torch.manual_seed(0)
+    labels = (*named, *rivals)
+    net = timm.create_model("tf_efficientnetv2_b0", num_classes=len(labels))
+    calibration = Calibration(
+        named=len(named),
+        false_alarms=0.1,
+        negatives=tuple(np.linspace(-1, 1, 60).tolist()),
+        least=-9.0,
+        slope=1.0,
+        offset=0.0,
+        temperature=1.0,
+        measured=(Share.of("all", 5, 60),),
+    )
+    origin = Origin(
+        release="test",
+        release_sha256="0" * 64,
+        bank_sha256="0" * 64,
+        encoder_sha256="0" * 64,
+        licence="none",
+        domain="dermoscopy",
+        diseases=tuple(Disease(label=n, id=None, text=n, exemplars=1, own=0, worth=0) for n in named),
+        rivals=(),
+        negatives=(),
+        rehearsed=(),
+        learned=(),
+        cosine=1.0,
+        provenance=(),
+        seconds={"weights": 0.1, "all": 0.2},
+    )
+    record = Record(
+        architecture="tf_efficientnetv2_b0",
+        size=64,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        views=1,
+        labels=labels,
+        ids=tuple(None for _ in labels),
+        calibration=calibration,
+        origin=origin,
+    )
+    return Classifier(record, net.state_dict())
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    return classifier("df", rivals=("nv", "mel"))
+
+
+def jpeg(seed: int) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), np.uint8)
+    Image.fromarray(pixels).resize((70, 80)).save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A picture alone, a folder with a damaged one, and a zip."""
+    (tmp_path / "one.jpg").write_bytes(jpeg(0))
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "b.jpg").write_bytes(jpeg(1))
+    (tmp_path / "folder" / "a.jpg").write_bytes(jpeg(2)[:400])
+    (tmp_path / "folder" / "deep" / "c.png").write_bytes(jpeg(3))
+    (tmp_path / "folder" / "notes.txt").write_text("no picture")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as file:
+        file.writestr("d.jpg", jpeg(4))
+    return tmp_path
+
+
+def test_everything_is_found_in_order(pictures: Path) -> None:
+    items = gather([pictures / "z.zip", pictures / "folder", pictures / "one.jpg"])
+    names = [Path(i.name).relative_to(pictures).as_posix() for i in items]
+    assert names == ["z.zip/d.jpg", "folder/a.jpg", "folder/b.jpg", "folder/deep/c.png", "one.jpg"]
+
+
+def test_missing_and_empty_paths(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jpg: does not exist"):
+        gather([tmp_path / "none.jpg"])
+    with pytest.raises(InputError, match="holds no picture"):
+        gather([tmp_path])
+
+
+def test_bad_picture_is_named_and_the_others_are_answered(pictures: Path, model: Classifier) -> None:
+    items = gather([pictures / "folder", pictures / "z.zip"])
+    seen: list[tuple[int, int]] = []
+    answers = answer(model, items, progress=lambda done, total: seen.append((done, total)))
+    assert sorted(answers.predictions) == [1, 2, 3] and seen[-1] == (4, 4)
+    (line,) = answers.bad
+    assert line.startswith(f"{pictures / 'folder' / 'a.jpg'}: is damaged") and "\n" not in line
+    with pytest.raises(InputError, match=r"a\.jpg: is damaged"):
+        answer(model, items, strict=True)
+
+
+def test_answers_do_not_depend_on_batches(pictures: Path, model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = gather([pictures / "one.jpg", pictures / "folder", pictures / "z.zip"])
+    together = answer(model, items).predictions
+    monkeypatch.setattr(prediction, "BATCH_PIXELS", 1)
+    alone = answer(model, items).predictions
+    assert together.keys() == alone.keys() == {0, 2, 3, 4}
+    assert all(together[i].score == pytest.approx(alone[i].score, abs=1e-4) for i in alone)
+
+
+def test_csv(pictures: Path, model: Classifier) -> None:
+    items = gather([pictures / "folder"])
+    answers = answer(model, items)
+    out = pictures / "out.csv"
+    write_csv(out, model, items, answers)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(r["image"]).name for r in rows] == ["b.jpg", "c.png"]
+    first = answers.predictions[1]
+    assert float(rows[0]["probability"]) == pytest.approx(first.probability, rel=1e-5)
+    assert float(rows[0]["logit mel"]) == pytest.approx(first.scores["mel"], rel=1e-5)
+    assert rows[0]["accepted"] == str(first.accepted).lower() and rows[0]["label"] == first.label
+    assert os.stat(out).st_mode & 0o777 == 0o600
+    with pytest.raises(InputError, match="exists already"):
+        write_csv(out, model, items, answers)
+
+
+def test_csv_is_whole_or_not_there(pictures: Path, model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = gather([pictures / "one.jpg"])
+    answers = answer(model, items)
+    before = set(pictures.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_csv(pictures / "out.csv", model, items, answers)
+    assert set(pictures.iterdir()) == before
