@@ -22,6 +22,8 @@ from sgps.settings import Settings, load
 
 SHIPPED: Final = Path(__file__).parent / "assets" / "catalogue.yaml"
 _SPELLINGS: Final = (
+    ("æ", "ae"),
+    ("œ", "oe"),
     ("naev", "nev"),
     ("haem", "hem"),
     ("tumour", "tumor"),

@@ -32,21 +32,30 @@ class Space:
 
 @dataclass(frozen=True)
 class Episode:
-    """classes: N. support [N, K], query [N, Q]: rows of each class. text [N]: which wording."""
+    """classes: N. support [N, K], query [N, Q]: rows of each class. text [N]: which wording.
+
+    settled: places of classes that enter with the mean of all their images but the queries, as a rival of the bank does.
+    """
 
     classes: tuple[MetaClass, ...]
     support: Ints
     query: Ints
     text: Ints
+    settled: frozenset[int] = frozenset()
 
     @property
     def truth(self) -> Tensor:
         """[N * Q] class of each query."""
         return torch.arange(len(self.classes)).repeat_interleave(self.query.shape[1])
 
-    def exemplars(self) -> Tensor:
-        """[N, K, f] eight-view features."""
-        return torch.stack([c.eight[torch.from_numpy(r)] for c, r in zip(self.classes, self.support, strict=True)])
+    def prototypes(self) -> tuple[Tensor, Tensor]:
+        """[N, f] mean eight-view features under the base, [N] of how many images."""
+        rows = [
+            np.setdiff1d(np.arange(len(c)), self.query[i]) if i in self.settled else self.support[i]
+            for i, c in enumerate(self.classes)
+        ]
+        means = [c.eight[torch.from_numpy(r)].mean(0) for c, r in zip(self.classes, rows, strict=True)]
+        return torch.stack(means), torch.tensor([float(len(r)) for r in rows])
 
     def queries(self) -> Tensor:
         """[N * Q, f] eight-view features."""
@@ -54,7 +63,12 @@ class Episode:
 
 
 def sample(
-    classes: Sequence[MetaClass], ways: int, shots: int, queries: int, random: np.random.Generator, first_text: bool = False
+    classes: Sequence[MetaClass],
+    ways: int,
+    shots: int,
+    queries: int,
+    random: np.random.Generator,
+    first_text: bool = False,
 ) -> Episode:
     """A random episode; no lesion is in it twice. first_text: always the first wording.
 
@@ -71,15 +85,19 @@ def sample(
 
 
 def inputs(
-    episode: Episode, space: Space, random: np.random.Generator | None = None, exchanged: bool = False, sentence: bool = True
+    episode: Episode,
+    space: Space,
+    random: np.random.Generator | None = None,
+    exchanged: bool = False,
+    sentence: bool = True,
 ) -> ClassInputs:
     """What the generator sees of an episode.
 
     random: simulate rows of the class memory, the true mean of each class with the error that its worth stands for. exchanged:
     every class gets the text of its neighbour, as a control. sentence: else the sentence embedding is zero.
     """
-    exemplars, (ways, shots) = episode.exemplars(), episode.support.shape
-    prototypes, width = exemplars.mean(1), len(space.directions)
+    prototypes, shots = episode.prototypes()
+    ways, width = len(prototypes), len(space.directions)
     row, worth = torch.zeros(ways, width), torch.zeros(ways)
     if random is not None:
         worth = torch.from_numpy(random.uniform(1, MOST_WORTH, ways)).float()
@@ -87,7 +105,7 @@ def inputs(
         means = torch.stack([c.eight.mean(0) for c in episode.classes])
         place = (means - space.centre) @ space.directions.T + error * torch.sqrt(space.within / width / worth)[:, None]
         lifted, row = space.centre + place @ space.directions, place / space.radius
-        prototypes = (shots * prototypes + worth[:, None] * lifted) / (shots + worth)[:, None]
+        prototypes = (shots[:, None] * prototypes + worth[:, None] * lifted) / (shots + worth)[:, None]
     texts = episode.text
     owners = episode.classes[1:] + episode.classes[:1] if exchanged else episode.classes
     if exchanged:
@@ -95,7 +113,7 @@ def inputs(
     sentences = torch.stack([c.sentences[t] for c, t in zip(owners, texts, strict=True)])
     return ClassInputs(
         features=prototypes,
-        shots=torch.full((ways,), float(shots)),
+        shots=shots,
         row=row,
         worth=worth,
         text=sentences if sentence else torch.zeros_like(sentences),
@@ -104,7 +122,12 @@ def inputs(
 
 
 def head(
-    generator: Generator, prototypes: Tensor, given: ClassInputs, tokens: Tensor | None, space: Space, parts: Collection[str]
+    generator: Generator,
+    prototypes: Tensor,
+    given: ClassInputs,
+    tokens: Tensor | None,
+    space: Space,
+    parts: Collection[str],
 ) -> tuple[Tensor, Tensor]:
     """Weight [N, f] and bias [N]: the generator's with these parts, or plain centred cosine prototypes without any."""
     if not {"head", "text"} & set(parts) or tokens is None:

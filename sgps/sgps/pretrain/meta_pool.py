@@ -68,8 +68,14 @@ class MetaPool:
         """
         known = {c.id for c in self.train[self.skin]}
         if unknown := sorted((set(sets) - set(self.train)) | (set(classes) - known)):
-            raise ConfigError(f"{unknown[0]} is not in the pool", where="left_out", do="name sets and skin classes of the base")
-        kept = {n: tuple(c for c in cs if n != self.skin or c.id not in classes) for n, cs in self.train.items() if n not in sets}
+            raise ConfigError(
+                f"{unknown[0]} is not in the pool", where="left_out", do="name sets and skin classes of the base"
+            )
+        kept = {
+            n: tuple(c for c in cs if n != self.skin or c.id not in classes)
+            for n, cs in self.train.items()
+            if n not in sets
+        }
         return MetaPool(self.skin, kept, self.held, self.judged, self.test)
 
     @property
@@ -78,7 +84,9 @@ class MetaPool:
         return tuple(c for cs in self.train.values() for c in cs)
 
 
-def one_each(label: npt.NDArray[np.str_], lesion: npt.NDArray[np.str_], rows: Ints, name: str, most: int, seed: int) -> Ints:
+def one_each(
+    label: npt.NDArray[np.str_], lesion: npt.NDArray[np.str_], rows: Ints, name: str, most: int, seed: int
+) -> Ints:
     """At most `most` random lesions of a class, one random image each."""
     random = np.random.default_rng([seed, len(rows)])
     own = random.permutation(rows[label[rows] == name])
@@ -90,7 +98,15 @@ class PoolBuilder:
     """Reads images and features of the sets of a recipe under one base network. Features are cached under `work`."""
 
     def __init__(
-        self, data: Path, recipe: Recipe, meta: MetaRecipe, net: Any, base_sha256: str, images: Path, work: Path, tick: Tick
+        self,
+        data: Path,
+        recipe: Recipe,
+        meta: MetaRecipe,
+        net: Any,
+        base_sha256: str,
+        images: Path,
+        work: Path,
+        tick: Tick,
     ) -> None:
         self.data, self.recipe, self.meta, self.net = data, recipe, meta, net
         self.base_sha256, self.images, self.work, self.tick = base_sha256, images, work, tick
@@ -126,15 +142,26 @@ class PoolBuilder:
         chosen = {c: one_each(images.label, images.lesion, rows, c, most or self.meta.lesions, 0) for c in labels}
         texts = {}
         for label in labels:
-            entry = next((e for n in (label, f"{kind.name} {label}") if (e := self.catalogue.find(n)) is not None), None)
+            entry = next(
+                (e for n in (label, f"{kind.name} {label}") if (e := self.catalogue.find(n)) is not None), None
+            )
             if entry is None:
-                raise ConfigError(f"the catalogue does not know {label}", where=kind.name, do="add the class or a synonym")
+                raise ConfigError(
+                    f"the catalogue does not know {label}", where=kind.name, do="add the class or a synonym"
+                )
             texts[label] = ([entry.text], [parse(entry.text, entry.domain)])
         return self._classes(name, images, chosen, texts, kind.turn)
 
     def _drawn(self, name: str, draw: Draw) -> tuple[MetaClass, ...]:
         kind = ImageSet(
-            name=name, draw=draw, role="other", frame=(160, 160), turn=True, leave_out=(), licence="Apache-2.0", source="sgps.draw"
+            name=name,
+            draw=draw,
+            role="other",
+            frame=(160, 160),
+            turn=True,
+            leave_out=(),
+            licence="Apache-2.0",
+            source="sgps.draw",
         )
         images = read_images(self.data, kind, self.work / "images", self.tick)
         texts, chosen = {}, {}

@@ -29,6 +29,7 @@ class HeadStage(Settings):
     trunk_rate: float = Field(gt=0)
     direction: float = Field(ge=0)
     memory: float = Field(ge=0, le=1)
+    rivals: float = Field(ge=0, le=1)
 
 
 class BodyStage(Settings):

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,13 @@ def new_generator(layers: int, features: int, coordinates: int, seed: int) -> Ge
             layers=layers, features=features, attributes=len(NAMES), coordinates=coordinates, width=WIDTH, depth=DEPTH
         )
         with torch.no_grad():
-            for weight in (made.text_down.weight, made.attribute.weight, made.sentence.weight, made.sentence.bias, made.text_kind):
+            for weight in (
+                made.text_down.weight,
+                made.attribute.weight,
+                made.sentence.weight,
+                made.sentence.bias,
+                made.text_kind,
+            ):
                 weight.zero_()
             nn.init.normal_(made.text_up.weight, std=made.text_up.in_features**-0.5)
     return made
@@ -107,7 +114,15 @@ def _finish(generator: Generator, optimizer: torch.optim.Optimizer, loss: Tensor
 
 
 def train_head(
-    pool: MetaPool, recipe: MetaRecipe, space: Space, start: Generator, name: str, work: Path, seed: int, report: Report, stop: Stop
+    pool: MetaPool,
+    recipe: MetaRecipe,
+    space: Space,
+    start: Generator,
+    name: str,
+    work: Path,
+    seed: int,
+    report: Report,
+    stop: Stop,
 ) -> Generator:
     """Parts head and text on features under the base. Each episode uses both parts or one of them, so that each works alone.
 
@@ -130,10 +145,11 @@ def train_head(
             total, right, losses = torch.zeros(()), 0.0, []
             for _ in range(settings.episodes):
                 episode = _draw(pool, settings.queries, max(SHOTS), random)
+                if random.random() < settings.rivals:
+                    episode = replace(episode, settled=frozenset(range(1, len(episode.classes))))
                 remembered = random if random.random() < settings.memory else None
                 parts = (("head", "text"), ("head",), ("text",))[int(random.choice(3, p=(0.4, 0.3, 0.3)))]
                 given = inputs(episode, space, remembered, sentence=recipe.sentence)
-                given = _masked(given, mask)
                 weight, bias = head(generator, given.features, given, generator.tokens(given, parts), space, parts)
                 logits = episode.queries() @ weight.T + bias
                 loss = F.cross_entropy(logits, episode.truth, label_smoothing=SMOOTHING)
@@ -153,19 +169,18 @@ def train_head(
     return generator.eval().requires_grad_(False)
 
 
-def _masked(given, mask):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(given, attributes=given.attributes * mask)
-
-
 @torch.no_grad()
 def _keep_unread(generator: Generator, mask: Tensor, sentence: bool) -> None:
     """What may not be read stays zero, whatever the optimizer's moments say."""
     generator.text_down.weight[:, TEXT:] *= mask
     generator.attribute.weight *= mask
     if not sentence:
-        for weight in (generator.text_down.weight[:, :TEXT], generator.sentence.weight, generator.sentence.bias, generator.text_kind):
+        for weight in (
+            generator.text_down.weight[:, :TEXT],
+            generator.sentence.weight,
+            generator.sentence.bias,
+            generator.text_kind,
+        ):
             weight.zero_()
 
 
@@ -220,14 +235,14 @@ def train_body(
 def pictures(episode: Episode, random: np.random.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Support [N * K, 3, s, s] and queries [N * Q, 3, s, s]. random: a random flip, and a quarter turn where there is no upright."""
 
-    def look(rows: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    def look(rows: np.ndarray) -> Tensor:
         x = torch.cat([c.picture(r) for c, r in zip(episode.classes, rows, strict=True)])
         if random is not None:
             turns = random.integers(0, 4 if episode.classes[0].turn else 1, len(x))
             flips = random.random(len(x)) < 0.5
-            x = torch.stack([
-                torch.rot90(p.flip(2) if f else p, int(t), (1, 2)) for p, t, f in zip(x, turns, flips, strict=True)
-            ])
+            x = torch.stack(
+                [torch.rot90(p.flip(2) if f else p, int(t), (1, 2)) for p, t, f in zip(x, turns, flips, strict=True)]
+            )
         return x.contiguous(memory_format=torch.channels_last)
 
     return look(episode.support), look(episode.query)
