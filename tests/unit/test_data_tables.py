@@ -91,8 +91,8 @@ def test_no_column_with_patient_ids(six: Path) -> None:
 def test_unknown_classes(six: Path) -> None:
     records = cohort(six, HEAD + "a,p1,l1,mel\nb,p2,l2,zzz\nc,p3,l3,zzz\nd,p4,l4,yyy\n")
     assert records.problems == [
-        "unknown class 'yyy': 1 pictures (first row 5) - map it to a catalogue id under `classes:`",
-        "unknown class 'zzz': 2 pictures (first row 3) - map it to a catalogue id under `classes:`",
+        "unknown class 'yyy': 1 pictures (first row 5) - map it to a catalogue id under `classes:`, or remove them",
+        "unknown class 'zzz': 2 pictures (first row 3) - map it to a catalogue id under `classes:`, or remove them",
     ]
     assert records.patients == ["p1"]
 

@@ -77,4 +77,4 @@ def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalo
 def _unknown(label: str, pictures: Sequence[Picture]) -> str:
     rows = sorted(p.row for p in pictures)
     first = f"first row {rows[0]}" if rows[0] else f"first {pictures[0].name}"
-    return f"unknown class {label!r}: {len(pictures)} pictures ({first}) - map it to a catalogue id under `classes:`"
+    return f"unknown class {label!r}: {len(pictures)} pictures ({first}) - map it to a catalogue id under `classes:`, or remove them"
