@@ -160,7 +160,6 @@ def evaluate(
     from sgps.pretrain.progress import console
     from sgps_client import evaluation_report, model_evaluation
     from sgps_client.data import open_source, read_labelled
-    from sgps_client.evaluation import as_mapping
     from sgps_client.making import pair
 
     given = dict(pair(one, "--class", "LABEL=NAME") for one in class_ or [])
@@ -180,7 +179,7 @@ def evaluate(
         *(f"  {evaluation_report.NAMES[n]}: {figure}" for n, figure in found.result.figures.items()),
         *(f"  {note}" for note in (*found.facts["notes"], *found.result.notes)),
     ]
-    _say(as_json, {"out": str(out), **found.facts, **as_mapping(found.result)}, "\n".join(lines))
+    _say(as_json, {"out": str(out), **evaluation_report.body(found.result, found.facts)}, "\n".join(lines))
     _name_bad(as_json, found.bad)
 
 

@@ -229,8 +229,10 @@ def _few(units: Mapping[str, NDArray[np.str_]]) -> tuple[str, ...]:
 
 
 def as_mapping(result: Result) -> dict[str, Any]:
-    """For JSON. Shares, not percent."""
-    figures = {n: {"value": f.value, "low": f.low, "high": f.high} for n, f in result.figures.items()}
-    bins = [vars(b) for b in result.reliability]
-    return {"figures": figures, "interval": f"{LEVEL:.0%}, {DRAWS} bootstrap draws of patients", "reliability": bins,
-            "confusion": {k: dict(v) for k, v in result.table.items()}, "notes": list(result.notes)}  # fmt: skip
+    """For JSON, without the notes. Shares, not percent."""
+    return {
+        "figures": {name: vars(figure) for name, figure in result.figures.items()},
+        "interval": f"{LEVEL:.0%}, {DRAWS} bootstrap draws of patients",
+        "reliability": [vars(b) for b in result.reliability],
+        "confusion": {truth: dict(row) for truth, row in result.table.items()},
+    }

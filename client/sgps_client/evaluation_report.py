@@ -36,10 +36,16 @@ def write(folder: Path, result: Result, facts: Mapping[str, Any], scores: Scores
     exists.
     """
     with new_folder(folder, 0o700) as work:
-        body = {**facts, **as_mapping(result)}
-        write_atomic(work / JSON, (json.dumps(body, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+        write_atomic(
+            work / JSON, (json.dumps(body(result, facts), indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+        )
         pictures = _plots(work, result, scores, score_name)
         write_atomic(work / MARKDOWN, _markdown(result, facts, pictures).encode())
+
+
+def body(result: Result, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of evaluation.json."""
+    return {**facts, **as_mapping(result), "notes": [*facts["notes"], *result.notes]}
 
 
 def _markdown(result: Result, facts: Mapping[str, Any], pictures: Sequence[str]) -> str:

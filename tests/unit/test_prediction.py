@@ -3,71 +3,26 @@
 import csv
 import io
 import os
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
 from PIL import Image
 
-from sgps.calibration import Calibration, Share
-from sgps.classifier import Classifier, Record
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import random_classifier
+
+from sgps.classifier import Classifier
 from sgps.errors import InputError
-from sgps.origin import Disease, Origin
 from sgps_client import prediction
 from sgps_client.prediction import answer, gather, write_csv
 
 
-def classifier(*named: str, rivals: tuple[str, ...] = ()) -> Classifier:
-    """A real network with random weights: predictions mean nothing, but everything works."""
-    torch.manual_seed(0)
-    labels = (*named, *rivals)
-    net = timm.create_model("tf_efficientnetv2_b0", num_classes=len(labels))
-    calibration = Calibration(
-        named=len(named),
-        false_alarms=0.1,
-        negatives=tuple(np.linspace(-1, 1, 60).tolist()),
-        least=-9.0,
-        slope=1.0,
-        offset=0.0,
-        temperature=1.0,
-        measured=(Share.of("all", 5, 60),),
-    )
-    origin = Origin(
-        release="test",
-        release_sha256="0" * 64,
-        bank_sha256="0" * 64,
-        encoder_sha256="0" * 64,
-        licence="none",
-        domain="dermoscopy",
-        diseases=tuple(Disease(label=n, id=None, text=n, exemplars=1, own=0, worth=0) for n in named),
-        rivals=(),
-        negatives=(),
-        rehearsed=(),
-        learned=(),
-        cosine=1.0,
-        provenance=(),
-        seconds={"weights": 0.1, "all": 0.2},
-    )
-    record = Record(
-        architecture="tf_efficientnetv2_b0",
-        size=64,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        views=1,
-        labels=labels,
-        ids=tuple(None for _ in labels),
-        calibration=calibration,
-        origin=origin,
-    )
-    return Classifier(record, net.state_dict())
-
-
 @pytest.fixture(scope="module")
 def model() -> Classifier:
-    return classifier("df", rivals=("nv", "mel"))
+    return random_classifier.make("df", rivals=("nv", "mel"))
 
 
 def jpeg(seed: int) -> bytes:
