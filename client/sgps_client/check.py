@@ -343,11 +343,11 @@ def _budget(site: Site, cohort: Cohort, spent: list[Event]) -> Finding:
     budget, least = cohort.budget, site.config.limits.least_sigma
     now = accountant.epsilon(spent, budget.delta) if spent else 0.0
     text = f"{cohort.name}: epsilon {now:.3f} of {budget.epsilon:g} spent at delta {budget.delta:g}"
+    if now > 0.9 * budget.epsilon:
+        return Finding("budget", NOTE, text, "little or nothing is left: new patients form a new cohort")
     try:
         sigma = accountant.calibrate(budget.epsilon, budget.delta, 1, spent=spent)
-    except PrivacyError:
-        if now >= budget.epsilon * 0.99:
-            return Finding("budget", NOTE, text, "nothing is left: new patients form a new cohort")
+    except PrivacyError:  # so much is left that the least noise of all fits
         sigma = accountant.LEAST_SIGMA
     most = accountant.epsilon([*spent, Event(max(sigma, least), 1.0, 1)], budget.delta)
     return _good(

@@ -23,10 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A hospital's side of a federation: take part under patient-level differential privacy, and make classifiers.",
 )
-app.add_typer(ledger, name="ledger")
-for _command in (synthesize, predict, evaluate):
-    app.command()(_command)
-
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's settings.", metavar="FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SITE_YAML = Path("site.yaml")
@@ -51,11 +47,9 @@ def enroll(
         raise typer.BadParameter("give a NAME to make a request, or --kit FILE to install a kit")
     if name is not None:
         path = enrolment.request(folder, name)
-        _say(
-            as_json,
-            {"request": str(path)},
-            f"send {path} to the coordinator; the private key stays in {folder / 'keys'}",
-        )
+        mark = enrolment.key_sha256(folder)
+        text = f"send {path} to the coordinator; the private key stays in {folder / 'keys'}\nkey {mark} (read it out by telephone)"
+        _say(as_json, {"request": str(path), "key_sha256": mark}, text)
         return
     done = enrolment.install(folder, Path(str(kit)), fingerprint)
     todo = enrolment.template_problems(done.settings.read_text(encoding="utf-8"), done.settings)
@@ -98,17 +92,17 @@ def start(
     from sgps_client.config import Site
 
     site = Site.load(config)
-    report = (log.JsonReport if as_json else log.Report)(site.log, log.to_stdout)
+    report = (log.JsonReport if as_json else log.Report)(site.log, log.to_stdout, site=site.name)
     with log.reporting(report):
         role = "takes part" if site.config.role == "contribute" else "only receives: nothing is read, nothing is spent"
-        report("start", f"{site.name} {role}; Ctrl-C stops", site=site.name)
+        report("start", f"{site.name} {role}; Ctrl-C stops")
         from sgps_client import worker
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             worker.start(config, forever)
         except KeyboardInterrupt:
-            report("stopped", "stopped; start again to go on", site=site.name)
+            report("stopped", "stopped; start again to go on")
             raise
 
 
@@ -157,6 +151,11 @@ def forecast(
 
     found = forecasts.forecast(patients, epsilon, sites, delta)
     _say(as_json, found.facts(), found.text())
+
+
+for _command in (synthesize, predict, evaluate):
+    app.command()(_command)
+app.add_typer(ledger, name="ledger")
 
 
 def _say(as_json: bool, facts: dict[str, Any], text: str) -> None:

@@ -70,7 +70,7 @@ def explain(error: Exception, url: str) -> NetworkError:
     """A network error as one line that names the address, the cause and the next step."""
     text, do = (
         " ".join(str(error).split()) or type(error).__name__,
-        "it is tried again; `sgps-client check` looks for the cause",
+        "`sgps-client check` looks for the cause",
     )
     if isinstance(error, httpx.TimeoutException):
         text = "no answer in time"

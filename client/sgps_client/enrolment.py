@@ -3,6 +3,7 @@
 One EC key pair (P-384) serves TLS and Flower's node registry. The private key is written once, mode 0600, and never leaves.
 """
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,11 @@ def public_der(key: ec.EllipticCurvePublicKey | object) -> bytes:
         if isinstance(key, ec.EllipticCurvePublicKey)
         else b""
     )
+
+
+def key_sha256(folder: Path) -> str:
+    """Hex SHA-256 of the site's public key, which both ends compare by telephone."""
+    return hashlib.sha256(public_der(load_key(folder / "keys" / "site.key").public_key())).hexdigest()
 
 
 def certificate(pem: bytes, where: object) -> x509.Certificate:

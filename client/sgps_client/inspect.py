@@ -1,11 +1,17 @@
 """What a release says of itself, checked: signature and hashes, statements, provenance, and epsilon and mu from the facts again."""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from sgps.errors import ConfigError
 from sgps.files import read_limited
@@ -13,9 +19,9 @@ from sgps.release import MANIFEST, MANIFEST_LIMIT, Manifest, Release
 from sgps.signing import load_public
 from sgps_client.config import Site
 from sgps_privacy import accountant, statement
-from sgps_privacy.errors import PrivacyError, Refused
-from sgps_privacy.terms import Terms
+from sgps_privacy.errors import PrivacyError
 
+_PROOF = {"text", "signature", "key", "receipt", "round"}
 AGREE = 1e-3  # relative difference up to which a stated figure is the recomputed one
 
 
@@ -105,12 +111,12 @@ def look(folder: Path, config: Path, key: Path | None) -> Inspection:
     """
     release, pinned = _verified(folder, config, key)
     prices, problems = [], []
-    for site, found in release.manifest.statements.items():
-        for one in found:
+    for site, entries in release.manifest.statements.items():
+        for entry in entries:
             try:
-                price, wrong = _price(site, one, release.manifest)
-            except (PrivacyError, Refused) as error:
-                problems.append(f"a statement of {site} cannot be checked: {getattr(error, 'detail', '') or error}")
+                price, wrong = _price(site, _signed(entry), release.manifest)
+            except (PrivacyError, ValueError, TypeError, KeyError, InvalidSignature) as error:
+                problems.append(f"a statement of {site} cannot be checked: {str(error) or type(error).__name__}")
                 continue
             prices.append(price)
             problems += wrong
@@ -125,11 +131,38 @@ def _verified(folder: Path, config: Path, key: Path | None) -> tuple[Release, st
         key = Site.load(config).plan_key
     if key is not None:
         return Release.open(folder, key=load_public(key)), f"the pinned key {key}"
-    from sgps.shipped import SHA256
+    from sgps.shipped import SHA256 as SHIPPED
 
-    if hashlib.sha256(read_limited(folder / MANIFEST, MANIFEST_LIMIT)).hexdigest() == SHA256:
-        return Release.open(folder, sha256=SHA256), "the hash that ships with the package"
+    if hashlib.sha256(read_limited(folder / MANIFEST, MANIFEST_LIMIT)).hexdigest() == SHIPPED:
+        return Release.open(folder, sha256=SHIPPED), "the hash that ships with the package"
     raise ConfigError("nothing to verify it with", where=folder, do="give --key plan.pub, or --config site.yaml")
+
+
+def _signed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The statement in an entry of a release: its fields beside the text that the site signed, signature, key, round, receipt.
+
+    Raises InvalidSignature, ValueError, KeyError when they do not fit together. Whose key it is, the coordinator vouches for.
+    """
+    key = load_pem_public_key(str(entry["key"]).encode())
+    if not isinstance(key, EllipticCurvePublicKey):
+        raise PrivacyError("the key is not an elliptic-curve key")
+    key.verify(bytes.fromhex(str(entry["signature"])), str(entry["text"]).encode(), ECDSA(SHA256()))
+    signed = json.loads(entry["text"])
+    fields = {k: v for k, v in entry.items() if k not in _PROOF}
+    if not isinstance(signed, dict) or not _same(fields, signed):
+        raise PrivacyError("the fields are not those that were signed")
+    return signed
+
+
+def _same(text: Any, value: Any) -> bool:
+    """Whether settings, in which every scalar is text, say the same as a value from JSON."""
+    if isinstance(value, dict):
+        return isinstance(text, dict) and set(text) == set(value) and all(_same(text[k], v) for k, v in value.items())
+    if isinstance(value, list):
+        return isinstance(text, list) and len(text) == len(value) and all(map(_same, text, value))
+    if isinstance(value, bool):
+        return str(text).lower() == str(value).lower()
+    return float(text) == value if isinstance(value, int | float) else bool(text == value)
 
 
 def _price(site: str, stated: Mapping[str, Any], manifest: Manifest) -> tuple[Price, list[str]]:
@@ -142,6 +175,6 @@ def _price(site: str, stated: Mapping[str, Any], manifest: Manifest) -> tuple[Pr
         for name, value in (("epsilon", epsilon), ("mu", mu))
         if not math.isclose(stated[name], value, rel_tol=AGREE)
     ]
-    if not any(Terms.from_mapping(r.terms).sigma == stated["sigma"] for r in manifest.rounds if site in r.sites):
+    if not any(_same(r.terms.get("sigma", "nan"), stated["sigma"]) for r in manifest.rounds if site in r.sites):
         wrong.append(f"{site} states noise {stated['sigma']:g}, which is not that of a round it took part in")
     return price, wrong

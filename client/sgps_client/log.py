@@ -33,9 +33,9 @@ def allowed(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
 class Report:
     """Call it with an event's name, a line for a person, and facts under allowed keys."""
 
-    def __init__(self, file: Path | None, line: Callable[[str], None] | None = None) -> None:
-        """file: the site's log, made with mode 0600. line: gets the line for a person, or the JSON line."""
-        self._line = line
+    def __init__(self, file: Path | None, line: Callable[[str], None] | None = None, **always: Any) -> None:
+        """file: the site's log, made with mode 0600. line: gets the line for a person, or the JSON line. always: facts of each."""
+        self._line, self._always = line, always
         self._log: Any = None
         if file is not None:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -59,6 +59,7 @@ class Report:
             )
 
     def __call__(self, event: str, line: str, /, *, bad: bool = False, **facts: Any) -> None:
+        facts = {**self._always, **facts}
         if self._log is not None:
             (self._log.warning if bad else self._log.info)(event, **{"detail": line, **facts})
         if self._line is not None:

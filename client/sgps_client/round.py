@@ -145,6 +145,7 @@ def check(site: Site, plan: Plan, arrays: Arrays, release: Release | None, last_
     terms = Terms.from_mapping(plan.terms)
     limits = config.limits
     _rule(terms.kind == plan.kind and terms.kind in limits.kinds, "plan_kind", f"kind {plan.kind} is not allowed here")
+    _rule(terms.q == 1 or terms.kind != "rows", "plan_q", "a rows round takes every patient once, so q must be 1")
     Limits(
         max_clip=limits.most_clip,
         min_sigma=limits.least_sigma,

@@ -260,7 +260,7 @@ class Worker:
         self.coordinator.close()
 
     def _say(self, event: str, line: str, *, bad: bool = False, **facts: object) -> None:
-        log.current()(event, line, bad=bad, site=self.site.name, **facts)
+        log.current()(event, line, bad=bad, **facts)
 
 
 def start(site_file: Path, forever: bool) -> None:

@@ -1,0 +1,33 @@
+"""What the client says: allowed keys only, one JSON object a line."""
+
+import json
+import stat
+from pathlib import Path
+
+from sgps_client import log
+
+
+def test_only_allowed_keys_reach_log_and_terminal(tmp_path: Path) -> None:
+    said: list[str] = []
+    with log.reporting(log.JsonReport(tmp_path / "log" / "client.jsonl", said.append, site="north")):
+        log.current()("plan", "round 1: plan received", round=1, patient="p17", file="scan.dcm")
+    (line,) = (tmp_path / "log" / "client.jsonl").read_text().splitlines()
+    for found in (json.loads(line), json.loads(said[0])):
+        assert found["event"] == "plan"
+        assert found["round"] == 1
+        assert found["site"] == "north"
+        assert not {"patient", "file"} & set(found)
+    assert "p17" not in line + said[0]
+    assert stat.S_IMODE((tmp_path / "log" / "client.jsonl").stat().st_mode) == 0o600
+
+
+def test_a_person_reads_the_line(tmp_path: Path) -> None:
+    said: list[str] = []
+    with log.reporting(log.Report(tmp_path / "client.jsonl", said.append)) as report:
+        report("offline", "no answer", bad=True, retry=0.5)
+    assert said[0].endswith("no answer")
+    assert json.loads((tmp_path / "client.jsonl").read_text())["level"] == "warning"
+
+
+def test_without_a_command_nothing_is_said_and_nothing_fails() -> None:
+    log.current()("plan", "round 1", round=1)

@@ -1,0 +1,370 @@
+"""One round at a site: what is refused before a record is read, what is charged once, and what never leaves."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import site_bench
+from site_bench import Bench
+
+from sgps.errors import RefusedError
+from sgps.memory import COUNTS, ROWS, record
+from sgps_client import officer, records
+from sgps_client import round as rounds
+from sgps_client.enrolment import load_key
+from sgps_client.round import RoundFailed, answer, open_ledger
+from sgps_privacy import egress
+from sgps_privacy.errors import PrivacyError
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A site whose cohort has been read, as the worker does before it waits for plans."""
+    found = site_bench.make(tmp_path / "north")
+    records.prepared(found.site, found.release, "first")
+    return found
+
+
+def ask(bench: Bench, plan: Any = None, arrays: Any = None) -> egress.Reply:
+    signed = (plan or bench.plan()).sign(bench.key)
+    return answer(bench.site, signed.text, signed.signature, bench.start() if arrays is None else arrays)
+
+
+def entries(bench: Bench, kind: str) -> list[dict[str, Any]]:
+    with open_ledger(bench.site) as ledger:
+        return [e for e in ledger.history() if e["kind"] == kind]
+
+
+@pytest.fixture
+def no_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that is read fails the test."""
+    bench.wait = 0.0
+
+    def read(*_: Any) -> None:
+        pytest.fail("a record was read")
+
+    monkeypatch.setattr(rounds, "prepared", read)
+
+
+def test_a_round_is_charged_once_and_answers_with_the_noised_sum(bench: Bench) -> None:
+    plan = bench.plan()
+    reply = ask(bench, plan)
+    assert reply.status == egress.ACCEPTED
+    assert {n: (a.shape, a.dtype) for n, a in reply.arrays.items()} == {
+        n: (a.shape, np.dtype(np.float32)) for n, a in bench.start().items()
+    }
+    (charge,), (commit,) = entries(bench, "CHARGE"), entries(bench, "COMMIT")
+    assert (charge["cohort"], charge["sigma"], charge["plan_hash"]) == ("first", 1.391, plan.sha256())
+    assert reply.receipt == commit["hash"]
+    assert reply.statement["epsilon"] == pytest.approx(3.0, abs=0.01)
+    assert reply.statement["unit"] == "one patient (column patient_id), all images of that patient"
+
+
+def test_what_is_sent_is_the_sum_of_the_records_and_noise_of_the_plans_size(bench: Bench) -> None:
+    """Small noise: the limits are widened here so that the sum shows."""
+    bench.write(
+        limits={"least_sigma": 0.3},
+        cohorts=[{**site_bench.settings("")["cohorts"][0], "budget": {"epsilon": 20, "delta": 1e-5}}],
+    )
+    reply = ask(bench, bench.plan(terms=bench.terms(sigma=0.3)))
+    exact = [r for r in records.prepared(bench.site, bench.release, "first") if r is not None]
+    assert len(exact) == site_bench.PATIENTS
+    for name in (ROWS, COUNTS):
+        assert np.abs(reply.arrays[name] - sum(r[name] for r in exact)).max() < 0.3 * 5
+    assert (
+        np.linalg.norm(
+            np.concatenate([reply.arrays[n].ravel() - sum(r[n] for r in exact).ravel() for n in (ROWS, COUNTS)])
+        )
+        > 0.1
+    )
+
+
+def test_the_next_attempt_gets_the_same_bytes_and_costs_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = ask(bench, bench.plan())
+    monkeypatch.setattr(rounds, "prepared", lambda *_: pytest.fail("trained again"))
+    again = ask(bench, bench.plan(attempt=2, sites=("north",)))
+    assert egress.encode(first) == egress.encode(again)
+    assert len(entries(bench, "CHARGE")) == 1
+
+
+def other_key() -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.generate()
+
+
+FAR = {"issued": 4e9, "answer_at": 4e9 + 1, "deadline": 4e9 + 2}
+PAST = {"issued": 1.0, "answer_at": 2.0, "deadline": 3.0}
+
+
+@pytest.mark.usefixtures("no_record")
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"federation": "f" * 64}, "plan_federation"),
+        ({"sites": ("south",)}, "plan_site"),
+        (PAST, "plan_time"),
+        (FAR, "plan_time"),
+        ({"code": ("0" * 64,)}, "plan_code"),
+        ({"encoder": "0" * 64}, "plan_encoder"),
+        ({"classes": ("akiec", "vasc", "df")}, "plan_classes"),
+        ({"start": "0" * 64}, "plan_start"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused_with_one_word_before_a_record_is_read(
+    bench: Bench, changes: dict[str, Any], code: str
+) -> None:
+    reply = ask(bench, bench.plan(**changes))
+    assert (reply.status, reply.arrays, reply.receipt, reply.statement) == (code, {}, "", {})
+    assert not entries(bench, "CHARGE")
+
+
+@pytest.mark.usefixtures("no_record")
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"sigma": 0.59}, "plan_sigma"),
+        ({"sigma": float("1e-300")}, "plan_sigma"),
+        ({"clips": [1.01]}, "plan_clip"),
+        ({"q": 0.5}, "plan_q"),
+        ({"steps": 2}, "plan_steps"),
+        ({"denominator": 2}, "plan_denominator"),
+        ({"rate": 1e10}, "plan_rate"),
+        ({"groups": [[ROWS]]}, "plan_names"),
+        ({"groups": [[ROWS], [COUNTS]], "clips": [1.0, 1.0]}, "plan_clip"),
+        ({"kind": "episodes"}, "plan_kind"),
+        ({"extra": 1}, "plan_terms"),
+    ],
+)
+def test_terms_beyond_the_sites_limits_are_refused(bench: Bench, changes: dict[str, Any], code: str) -> None:
+    assert ask(bench, bench.plan(terms=bench.terms(**changes))).status == code
+    assert not entries(bench, "CHARGE")
+
+
+@pytest.mark.usefixtures("no_record")
+@pytest.mark.parametrize("where", ["text", "signature", "key"])
+def test_an_altered_plan_is_refused(bench: Bench, where: str) -> None:
+    signed = bench.plan().sign(other_key() if where == "key" else bench.key)
+    text = signed.text.replace('"round":1', '"round":2') if where == "text" else signed.text
+    signature = "0" * 128 if where == "signature" else signed.signature
+    assert answer(bench.site, text, signature, bench.start()).status == "plan_signature"
+
+
+@pytest.mark.usefixtures("no_record")
+@pytest.mark.parametrize(
+    ("text", "code"), [("", "plan_signature"), ("{", "plan_signature"), ("x" * (1 << 21), "plan_size")]
+)
+def test_what_is_no_plan_is_refused(bench: Bench, text: str, code: str) -> None:
+    assert answer(bench.site, text, "ab", bench.start()).status == code
+
+
+@pytest.mark.usefixtures("no_record")
+def test_arrays_that_were_not_signed_are_refused(bench: Bench) -> None:
+    for name in (ROWS, COUNTS):
+        start = bench.start()
+        start[name] = start[name] + 1
+        assert ask(bench, arrays=start).status == "plan_start"
+    assert ask(bench, arrays={**bench.start(), "more": np.zeros(1, np.float32)}).status == "plan_start"
+    assert ask(bench, arrays={n: a.astype(np.float64) for n, a in bench.start().items()}).status == "plan_start"
+
+
+@pytest.mark.usefixtures("no_record")
+def test_a_receiving_site_refuses_to_be_a_participant(bench: Bench) -> None:
+    bench.write(role="receive", slots=None, cohorts=None)
+    assert ask(bench).status == "plan_site"
+    assert not entries(bench, "CHARGE")
+
+
+def test_a_second_round_needs_a_cohort_that_has_not_paid(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(bench).status == "accepted"
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "prepared", lambda *_: pytest.fail("a record was read"))
+        assert ask(bench, bench.plan(round=2)).status == "budget"
+        assert ask(bench, bench.plan(terms=bench.terms(sigma=2.0))).status == "round_taken"
+    site_bench.draw_patients(bench.folder, first=50, name="2")
+    first = site_bench.settings("")["cohorts"][0]
+    bench.write(cohorts=[first, {**first, "name": "second", "images": "images2", "table": "table2.csv"}])
+    records.prepared(bench.site, bench.release, "second")
+    assert ask(bench, bench.plan(round=3)).status == "accepted"
+    assert [c["cohort"] for c in entries(bench, "CHARGE")] == ["first", "second"]
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "prepared", lambda *_: pytest.fail("a record was read"))
+        assert ask(bench, bench.plan(round=2)).status == "plan_round"
+
+
+def test_a_budget_below_the_plans_price_is_refused(bench: Bench) -> None:
+    bench.write(cohorts=[{**site_bench.settings("")["cohorts"][0], "budget": {"epsilon": 2.9, "delta": 1e-5}}])
+    assert ask(bench).status == "budget"
+    assert not entries(bench, "CHARGE")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_answer_leaves_at_answer_at(bench: Bench, refused: bool) -> None:
+    at = time.time() + 1.5
+    reply = ask(bench, bench.plan(answer_at=at, **({"encoder": "0" * 64} if refused else {})))
+    assert at <= time.time() < at + 1
+    assert reply.status == ("plan_encoder" if refused else "accepted")
+
+
+def test_slow_records_mean_silence_and_no_charge(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: Any) -> list[None]:
+        time.sleep(0.3)
+        return []
+
+    monkeypatch.setattr(rounds, "prepared", slow)
+    with pytest.raises(RoundFailed, match="nothing was charged"):
+        ask(bench, bench.plan(answer_at=time.time() + 0.2))
+    assert not entries(bench, "CHARGE")
+
+
+class Killed(BaseException):
+    pass
+
+
+def lose(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dies between CHARGE and outbox."""
+
+    def die(*_: Any) -> bytes:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_noised", die)
+        with pytest.raises(Killed):
+            ask(bench)
+    assert len(entries(bench, "CHARGE")) == 1
+
+
+def test_a_round_lost_between_charge_and_outbox_is_never_trained_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(bench, monkeypatch)
+    monkeypatch.setattr(rounds, "prepared", lambda *_: pytest.fail("trained again"))
+    assert ask(bench).status == "round_lost"
+    assert ask(bench, bench.plan(attempt=2)).status == "round_lost"
+
+
+def test_a_lost_round_is_forgiven_only_by_an_echo_that_is_newer_than_the_charge(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose(bench, monkeypatch)
+    with pytest.raises(RefusedError, match="no plan has come since"):
+        officer.forgive(bench.file, 1, "Dr Officer")
+    assert ask(bench, bench.plan(attempt=2)).status == "round_lost"
+    officer.forgive(bench.file, 1, "Dr Officer")
+    assert ask(bench, bench.plan(attempt=3)).status == "accepted"
+    assert len(entries(bench, "FORGIVE")) == 1
+    assert ask(bench, bench.plan(attempt=4)).status == "accepted"
+    with pytest.raises(PrivacyError, match="outbox"):
+        officer.forgive(bench.file, 1, "Dr Officer")
+
+
+def test_a_receipt_that_the_ledger_does_not_hold_means_rolled_back(bench: Bench) -> None:
+    assert ask(bench, bench.plan(echo={"north": "a" * 64})).status == "rolled_back"
+    assert ask(bench, bench.plan(echo={"south": "a" * 64})).status == "accepted"
+
+
+def test_patients_are_zero_records_when_they_cannot_be_read_and_change_nobody_else(bench: Bench) -> None:
+    before = records.prepared(bench.site, bench.release, "first")
+    assert not any(r is None for r in before)
+    (bench.folder / "images" / "p1-0.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    records._prepared.kept.clear()
+    after = records.prepared(bench.site, bench.release, "first")
+    assert after[1] is None
+    assert [i for i, r in enumerate(after) if r is None] == [1]
+    for i in (0, 2, 3, 4):
+        assert all(np.array_equal(before[i][n], after[i][n]) for n in (ROWS, COUNTS))  # type: ignore[index]
+
+
+def test_a_patient_that_hangs_is_the_zero_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = records._read
+
+    def hang(reader: Any, patient: str, most: int) -> Any:
+        if patient == "patient 2":
+            time.sleep(60)
+        return real(reader, patient, most)
+
+    monkeypatch.setattr(records, "_read", hang)
+    bench.write(seconds_per_patient=1.5)
+    records._prepared.kept.clear()
+    start = time.monotonic()
+    found = records.prepared(bench.site, bench.release, "first")
+    assert time.monotonic() - start < 20
+    assert found[2] is None
+    assert found[3] is not None
+
+
+def test_a_record_is_that_of_the_class_memory_and_takes_no_more_images_than_the_cap(bench: Bench) -> None:
+    from sgps.encoders import ImageEncoder
+
+    bench.write(images_per_patient=1)
+    records._prepared.kept.clear()
+    found = records.prepared(bench.site, bench.release, "first")[0]
+    reader = records.cohort_of(bench.site, "first", site_bench.CLASSES)
+    label, load = reader.images("patient 0")[0]
+    feature = ImageEncoder(bench.release).features([load()])[0]
+    rows, counts = record(site_bench.coordinates(), {site_bench.CLASSES.index(label): feature}, 3)
+    assert found is not None
+    assert np.allclose(found[ROWS], rows, atol=1e-6)
+    assert np.allclose(found[COUNTS], counts)
+    assert np.linalg.norm(np.concatenate([found[ROWS].ravel(), found[COUNTS]])) <= 1 + 1e-6
+
+
+def test_more_patients_than_slots_and_changed_lists_never_shape_a_reply(bench: Bench) -> None:
+    bench.write(slots=4)
+    with pytest.raises(RoundFailed, match="do not fit into 4 slots"):
+        ask(bench)
+    bench.write()
+    assert ask(bench).status == "accepted"
+    table = bench.folder / "table.csv"
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if "patient 4" not in line) + "\n")
+    assert ask(bench, bench.plan(attempt=2)).status == "accepted"  # the same bytes: no list is needed
+    with pytest.raises(RoundFailed, match="closed with other patients"):
+        ask(bench, bench.plan(round=2))
+
+
+def test_a_cohort_with_problems_is_not_closed(bench: Bench) -> None:
+    with (bench.folder / "table.csv").open("a") as table:
+        table.write("p0-9,patient 9,unheard-of\n")
+    with pytest.raises(RoundFailed, match="not closed yet"):
+        ask(bench)
+    assert not entries(bench, "COHORT")
+
+
+def test_the_flower_app_signs_its_statement_and_tells_no_exception(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+    from flwr.supercore.task_identity import TaskIdentity  # noqa: TID251  the coordinator sets it
+
+    from sgps_client import app as site_app
+
+    signed = bench.plan().sign(bench.key)
+    content = RecordDict(
+        {
+            "plan": ConfigRecord({"text": signed.text, "signature": signed.signature}),
+            "arrays": ArrayRecord({n: Array(a) for n, a in bench.start().items()}),
+        }
+    )
+    for name in ("run_id", "node_id", "task_id"):
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+    order = Message(content, dst_node_id=5, message_type="train")
+    context = Context(run_id=1, node_id=5, node_config={"site": str(bench.file)}, state=RecordDict(), run_config={})
+    sent = site_app.app(order, context).content
+    arrays, fields = sent.array_records["arrays"], dict(sent.config_records["reply"])
+    reply = egress.Reply.from_parts({n: a.numpy() for n, a in arrays.items()}, fields)
+    assert reply.status == "accepted"
+    key = load_key(bench.site.tls_key).public_key()
+    key.verify(bytes.fromhex(str(fields["signature"])), str(fields["statement"]).encode(), ECDSA(hashes.SHA256()))
+    assert dict(site_app.app(order, context).content.config_records["reply"]) == fields
+
+    monkeypatch.setattr(site_app, "answer", lambda *_: 1 / 0)
+    with pytest.raises(RoundFailed) as caught:
+        site_app.app(order, context)
+    assert str(caught.value) == site_app.FAILED
+    assert caught.value.__cause__ is None
