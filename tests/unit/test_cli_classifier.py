@@ -21,10 +21,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import random_classifier
+import site_bench
 
 from sgps.classifier import Classifier
 from sgps.draw import draw_patient, draw_profile
-from sgps.release import Release
+from sgps.release import FILES, Release, write
 from sgps_client import cli
 
 TEXT = "A firm, symmetric nodule with a central white patch and a delicate peripheral network."
@@ -282,6 +283,21 @@ def test_several_diseases(run: Any, exemplar: Path, tmp_path: Path, release: Rel
     ran = run("synthesize", *words, *pinned(release), "--out", "m", "--json")
     assert ran.code == 0, ran.err
     assert ran.facts["labels"] == ["df", "rash"] and [d["exemplars"] for d in ran.facts["diseases"]] == [2, 1]
+
+
+def test_with_own_patients(run: Any, tmp_path: Path, exemplar: Path, release: Release) -> None:
+    """In a site's folder its newest release is taken, and its two patients with df count beside the exemplar."""
+    bench = site_bench.make(tmp_path / "north")
+    shutil.rmtree(bench.folder / "releases" / "0000")
+    manifest = release.manifest.model_copy(update={"name": "0000", "federation": "derm", "fingerprint": bench.mark})
+    write(bench.folder / "releases" / "0000", {n: release.folder / n for n in FILES}, manifest, bench.key)
+    one = ("synthesize", "--exemplar", exemplar, "--disease", "df", "--out", tmp_path / "m", "--json")
+    fails_json = run(*one, "--with-own-patients", *pinned(release))
+    assert fails_json.code == 3 and "give --config site.yaml" in json.loads(fails_json.err)["error"]
+    ran = run(*one, "--with-own-patients", "--config", bench.file)
+    assert ran.code == 0, ran.err
+    assert ran.facts["release"] == "0000" and ran.facts["diseases"][0]["own"] == 2
+    assert "2 own patients of df count exactly" in ran.facts["notes"]
 
 
 @pytest.mark.parametrize("kind", ["cmyk", "turned"])

@@ -79,6 +79,13 @@ def test_several_pictures_in_one_file() -> None:
     refused(encoded(PICTURE, "TIFF", save_all=True, append_images=[PICTURE]), "several pictures")
 
 
+def test_second_eye_of_a_camera_is_left_out() -> None:
+    """MPO files of cameras hold further frames; the first is the picture."""
+    out = io.BytesIO()
+    PICTURE.save(out, "MPO", save_all=True, append_images=[Image.new("RGB", (80, 60))], quality=95)
+    assert np.asarray(images.decode(out.getvalue(), "x")).std() > 30
+
+
 def test_cmyk() -> None:
     red = Image.new("CMYK", (40, 40), (0, 255, 255, 0))
     for kind in ("JPEG", "TIFF"):

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -50,6 +51,14 @@ def test_everything_is_found_in_order(pictures: Path) -> None:
     items = gather([pictures / "z.zip", pictures / "folder", pictures / "one.jpg"])
     names = [Path(i.name).relative_to(pictures).as_posix() for i in items]
     assert names == ["z.zip/d.jpg", "folder/a.jpg", "folder/b.jpg", "folder/deep/c.png", "one.jpg"]
+
+
+def test_dicom_is_a_picture_like_any_other(tmp_path: Path, model: Classifier) -> None:
+    sample = Path(pydicom.__file__).parent / "data" / "test_files" / "examples_rgb_color.dcm"
+    (tmp_path / "IM0001").write_bytes(sample.read_bytes())
+    (found,) = answer(model, gather([tmp_path])).predictions.values()
+    (again,) = answer(model, gather([sample])).predictions.values()
+    assert found == again
 
 
 def test_missing_and_empty_paths(tmp_path: Path) -> None:
