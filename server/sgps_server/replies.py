@@ -109,17 +109,24 @@ def norm_bound(terms: Terms, numbers: int, most_patients: int) -> float:
     return terms.clip * (most_patients + terms.sigma * (math.sqrt(numbers) + _TAIL)) * terms.rate / terms.denominator
 
 
+def signed_by(key: str, text: str, signature: str) -> bool:
+    """Whether `signature` (hex, ECDSA over SHA-256) is that of the PEM key over the text."""
+    public = load_pem_public_key(key.encode())
+    try:
+        if not isinstance(public, ec.EllipticCurvePublicKey):
+            return False
+        public.verify(bytes.fromhex(signature), text.encode(), ec.ECDSA(SHA256()))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
 def _statement(text: str, signature: str, key: str) -> dict[str, Any]:
     """The statement, once its signature by the site's registered key is verified."""
     if len(text) > MOST_TEXT:
         raise Rejected("statement_size")
-    public = load_pem_public_key(key.encode())
-    try:
-        if not isinstance(public, ec.EllipticCurvePublicKey):
-            raise Rejected("statement_signature")
-        public.verify(bytes.fromhex(signature), text.encode(), ec.ECDSA(SHA256()))
-    except (InvalidSignature, ValueError):
-        raise Rejected("statement_signature") from None
+    if not signed_by(key, text, signature):
+        raise Rejected("statement_signature")
     try:
         found = json.loads(text)
         statements.check(found)

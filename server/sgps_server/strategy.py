@@ -48,12 +48,16 @@ class RowsStrategy(Strategy):
         }
         if not here:
             return []
-        self.plan, self._signed = self._make_plan(server_round, sorted(here.values()))
+        self.issue(server_round, sorted(here.values()))
         return [self.order(node) for node in sorted(here, key=lambda n: here[n])]
 
     def orders(self, server_round: int, grid: Grid) -> list[Message]:
         """`configure_train` with what a `rows` round starts from."""
         return list(self.configure_train(server_round, self.start_arrays, ConfigRecord(), grid))
+
+    def issue(self, server_round: int, sites: Sequence[str]) -> None:
+        """Make the plan that orders carry and replies answer."""
+        self.plan, self._signed = self._make_plan(server_round, sites)
 
     def order(self, node: int) -> Message:
         """The current plan as a message for one node. Raises Rejected when there is no plan."""
@@ -72,15 +76,19 @@ class RowsStrategy(Strategy):
         """Check one reply to the current plan and keep its contribution. Raises Rejected."""
         if reply is None or self.plan is None:
             raise Rejected("unreadable")
-        site, key = self._sites().get(reply.metadata.src_node_id, ("", ""))
-        if site not in self.plan.sites:
-            raise Rejected("not_a_participant")
         if reply.has_error():
             raise Rejected("error")
         arrays, fields = read(reply.content, self._shapes)
+        site, key = self.sender(reply, fields)
+        if site not in self.plan.sites:
+            raise Rejected("not_a_participant")
         accepted = check(site, key, self.plan, self._shapes, arrays, fields, self._most_patients)
         self.pooled[(accepted.round, accepted.site)] = Contribution(accepted.rows, accepted.counts, accepted.sigma)
         return accepted
+
+    def sender(self, reply: Message, fields: Mapping[str, str | int]) -> tuple[str, str]:
+        """Name and registered key of the site that sent a reply: the node's, which the gate ties to its certificate."""
+        return self._sites().get(reply.metadata.src_node_id, ("", ""))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -80,7 +80,9 @@ def test_no_answer_without_a_client_certificate(f: fed.Federation, mallory: fake
                 client.get(f"{mallory.url}{path}")
 
 
-def test_no_answer_to_a_certificate_of_another_authority(f: fed.Federation, tmp_path: Path, mallory: fake_site.Identity) -> None:
+def test_no_answer_to_a_certificate_of_another_authority(
+    f: fed.Federation, tmp_path: Path, mallory: fake_site.Identity
+) -> None:
     other = fed.Federation(tmp_path)
     other.enrol("mallory")
     context = fake_site.Identity(tmp_path / "mallory").tls()
@@ -118,7 +120,9 @@ def test_only_files_of_releases_are_served(mallory: fake_site.Identity) -> None:
             assert client.get(path).status_code == 404, path
 
 
-def test_headers_of_one_site_are_worth_nothing_with_anothers_certificate(f: fed.Federation, mallory: fake_site.Identity) -> None:
+def test_headers_of_one_site_are_worth_nothing_with_anothers_certificate(
+    f: fed.Federation, mallory: fake_site.Identity
+) -> None:
     """A replay from captured headers: north's, fresh and rightly signed, over mallory's connection."""
     stolen = headers(fake_site.Identity(f.work / "north").key)
     body = PullMessagesRequest(node=Node(node_id=int((f.work / "north" / "node_id").read_text()))).SerializeToString()
@@ -164,7 +168,9 @@ def forged(run: int, source: int, target: int, reply_to: str) -> PushMessagesReq
         )
 
 
-@pytest.mark.parametrize("case", ["order from the coordinator", "reply of another site", "order to another site", "garbage", "empty"])
+@pytest.mark.parametrize(
+    "case", ["order from the coordinator", "reply of another site", "order to another site", "garbage", "empty"]
+)
 def test_a_forged_sender_is_refused(f: fed.Federation, mallory: fake_site.Identity, case: str) -> None:
     me, victim, run = active(mallory), int((f.work / "north" / "node_id").read_text()), 1
     request = {
@@ -182,10 +188,14 @@ def test_a_forged_sender_is_refused(f: fed.Federation, mallory: fake_site.Identi
     assert f.site_events("north", "plan") == []
 
 
-def test_a_body_beyond_the_limit_and_a_tree_of_many_objects_are_refused(f: fed.Federation, mallory: fake_site.Identity) -> None:
+def test_a_body_beyond_the_limit_and_a_tree_of_many_objects_are_refused(
+    f: fed.Federation, mallory: fake_site.Identity
+) -> None:
     with mallory.client() as client:
         try:
-            answer = client.post("/v1/fleet/push-object", content=bytes(9 << 20), headers=headers(mallory.key)).status_code
+            answer = client.post(
+                "/v1/fleet/push-object", content=bytes(9 << 20), headers=headers(mallory.key)
+            ).status_code
         except httpx.WriteError:  # the door closed while the body was still on its way
             answer = 413
         assert answer == 413
@@ -194,7 +204,9 @@ def test_a_body_beyond_the_limit_and_a_tree_of_many_objects_are_refused(f: fed.F
         tree: ObjectTree = request.message_object_trees[0]
         for n in range(100):
             tree.children.add().object_id = f"{n:064x}"
-        answer = client.post("/v1/fleet/push-messages", content=request.SerializeToString(), headers=headers(mallory.key)).status_code
+        answer = client.post(
+            "/v1/fleet/push-messages", content=request.SerializeToString(), headers=headers(mallory.key)
+        ).status_code
         assert answer == 413
     assert refusals(f, "too_large")
     assert refusals(f, "too_many_objects")

@@ -22,7 +22,13 @@ import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 from cryptography.x509.oid import NameOID
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
@@ -37,7 +43,10 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf, make_push_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -86,7 +95,9 @@ class Identity:
 
     def fleet(self, node_key: ec.EllipticCurvePrivateKey | None = None) -> FleetHttpClient:
         key = node_key or self.key
-        return FleetHttpClient(self.url, interceptors=[NodeAuthHttpInterceptor(key, key.public_key())], verify=self.tls(), timeout=20)
+        return FleetHttpClient(
+            self.url, interceptors=[NodeAuthHttpInterceptor(key, key.public_key())], verify=self.tls(), timeout=20
+        )
 
 
 class FakeSite:
@@ -122,7 +133,7 @@ class FakeSite:
                 self.log("http", status=error.response.status_code)
                 if error.response.status_code in (401, 412):
                     self.node = None
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 self.log("trouble", what=repr(error)[:200])
             time.sleep(0.2)
 
@@ -133,9 +144,17 @@ class FakeSite:
         message = inflate_object_from_contents(head.metadata.message_id, objects)
         message.metadata.__dict__["_message_id"] = head.metadata.message_id
         signed = message.content["plan"]
-        load_pem_public_key(self.identity.kit["plan_key"].encode()).verify(bytes.fromhex(signed["signature"]), signed["text"].encode())
+        load_pem_public_key(self.identity.kit["plan_key"].encode()).verify(
+            bytes.fromhex(signed["signature"]), signed["text"].encode()
+        )
         plan = json.loads(signed["text"])
-        self.log("plan", round=plan["round"], attempt=plan["attempt"], echo=plan["echo"].get(self.identity.site, ""), sites=plan["sites"])
+        self.log(
+            "plan",
+            round=plan["round"],
+            attempt=plan["attempt"],
+            echo=plan["echo"].get(self.identity.site, ""),
+            sites=plan["sites"],
+        )
         if self.fault == "silent":
             return
         reply = self.reply(plan, message)

@@ -29,7 +29,13 @@ def free_port() -> int:
 
 def environment() -> dict[str, str]:
     paths = [str(ROOT / part) for part in ("sgps", "privacy", "client", "server")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "NO_PROXY": "*",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def server(*arguments: object, cwd: Path | None = None, fails: bool = False) -> subprocess.CompletedProcess[str]:
@@ -78,7 +84,15 @@ class Federation:
 
     def start(self, *options: object) -> subprocess.Popen[bytes]:
         """Start the coordinator; its lines go to work/server.log."""
-        command = [sys.executable, "-m", "sgps_server.cli", "--config", str(self.folder.config), "--json", *map(str, options)]
+        command = [
+            sys.executable,
+            "-m",
+            "sgps_server.cli",
+            "--config",
+            str(self.folder.config),
+            "--json",
+            *map(str, options),
+        ]
         with (self.work / "server.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
         self.processes.append(process)
@@ -110,7 +124,9 @@ class Federation:
         end = time.monotonic() + seconds
         while not (found := what()):
             if time.monotonic() > end:
-                raise AssertionError(f"timed out; the coordinator said:\n{(self.work / 'server.log').read_text()[-4000:]}")
+                raise AssertionError(
+                    f"timed out; the coordinator said:\n{(self.work / 'server.log').read_text()[-4000:]}"
+                )
             time.sleep(0.05)
         return found
 

@@ -6,7 +6,18 @@ import numpy as np
 from safetensors.numpy import save
 
 from sgps.memory import Coordinates, Memory
-from sgps.release import BANK, CATALOGUE, GENERATOR, MEMORY, Architecture, Manifest, TextEncoder, encoder_sha256, memory_bytes, write
+from sgps.release import (
+    BANK,
+    CATALOGUE,
+    GENERATOR,
+    MEMORY,
+    Architecture,
+    Manifest,
+    TextEncoder,
+    encoder_sha256,
+    memory_bytes,
+    write,
+)
 
 CLASSES, WIDTH, FEATURES = ("akiec", "df", "vasc"), 4, 6
 

@@ -37,10 +37,17 @@ def folder(tmp_path: Path, source: Release) -> Folder:
     return Folder(tmp_path / "centre")
 
 
-def csr(path: Path, *names: str, curve: ec.EllipticCurve | None = None, key: ec.EllipticCurvePrivateKey | None = None) -> Path:
+def csr(
+    path: Path, *names: str, curve: ec.EllipticCurve | None = None, key: ec.EllipticCurvePrivateKey | None = None
+) -> Path:
     key = key or ec.generate_private_key(curve or ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name) for name in names])
-    path.write_bytes(x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA384()).public_bytes(Encoding.PEM))
+    path.write_bytes(
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(subject)
+        .sign(key, hashes.SHA384())
+        .public_bytes(Encoding.PEM)
+    )
     return path
 
 
@@ -66,9 +73,12 @@ def test_init_leaves_nothing_when_it_fails(tmp_path: Path, source: Release, monk
 
 
 @pytest.mark.parametrize(
-    ("name", "url"), [("Not A Name", "https://localhost:8443"), ("derm", "https://localhost"), ("derm", "http://localhost:1")]
+    ("name", "url"),
+    [("Not A Name", "https://localhost:8443"), ("derm", "https://localhost"), ("derm", "http://localhost:1")],
 )
-def test_init_refuses_names_and_addresses_that_cannot_work(tmp_path: Path, source: Release, name: str, url: str) -> None:
+def test_init_refuses_names_and_addresses_that_cannot_work(
+    tmp_path: Path, source: Release, name: str, url: str
+) -> None:
     with pytest.raises(ConfigError):
         enrolment.init(tmp_path / "centre", name, url, source)
     assert list(tmp_path.iterdir()) == []
@@ -154,7 +164,9 @@ def test_a_revoked_key_never_comes_back_under_any_name(folder: Folder, tmp_path:
     assert registry.key("north") is None  # the same object: a change on disk is seen at once
     for name in ("north", "south"):
         with pytest.raises(InputError, match="was revoked"):
-            enrolment.approve(folder, enrolment.read_request(csr(tmp_path / f"{name}.csr", name, key=key)), tmp_path / f"{name}.kit")
+            enrolment.approve(
+                folder, enrolment.read_request(csr(tmp_path / f"{name}.csr", name, key=key)), tmp_path / f"{name}.kit"
+            )
     enrolment.approve(folder, enrolment.read_request(csr(tmp_path / "n.csr", "north")), tmp_path / "n.kit")
     with pytest.raises(InputError, match="no site east"):
         enrolment.revoke(folder, "east")

@@ -36,7 +36,9 @@ Arrays = dict[str, np.ndarray]
 
 def facts(terms: Terms = TERMS, **changes: Any) -> dict[str, Any]:
     event = Event(terms.sigma, terms.q, terms.steps)
-    found = statement.statement(terms, [event], delta=1e-5, cap=3.0, numbers=15, code_hash=CODE, plan_hash=PLAN.sha256())
+    found = statement.statement(
+        terms, [event], delta=1e-5, cap=3.0, numbers=15, code_hash=CODE, plan_hash=PLAN.sha256()
+    )
     return {**found, **changes}
 
 

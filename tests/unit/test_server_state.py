@@ -78,7 +78,9 @@ def test_a_cut_end_shows_by_the_releases_that_name_a_line(tmp_path: Path) -> Non
 
 def accept(checkpoint: Checkpoint, site: str, value: float) -> None:
     rows, counts = np.full((3, 4), value, np.float32), np.full(3, value, np.float32)
-    checkpoint.accept(1, site, rows, counts, 1.5, receipt="a" * 64, statement='{"epsilon":3.0}', signature="00", key="PEM")
+    checkpoint.accept(
+        1, site, rows, counts, 1.5, receipt="a" * 64, statement='{"epsilon":3.0}', signature="00", key="PEM"
+    )
 
 
 def test_a_checkpoint_comes_back_with_every_contribution_bit_for_bit(tmp_path: Path) -> None:
@@ -93,7 +95,9 @@ def test_a_checkpoint_comes_back_with_every_contribution_bit_for_bit(tmp_path: P
     assert again.contributions[(1, "north")].sigma == 1.5
 
 
-def test_a_crash_between_arrays_and_checkpoint_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_arrays_and_checkpoint_leaves_the_old_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint = Checkpoint(tmp_path)
 
     def die(**_: object) -> None:
@@ -123,10 +127,10 @@ def test_a_damaged_or_missing_contribution_is_an_error_not_a_smaller_memory(tmp_
 
 def test_one_process_per_folder(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    with locked(tmp_path / "state" / "lock"):
-        with pytest.raises(StateError, match="another process"), locked(tmp_path / "state" / "lock"):
-            pass
-    with locked(tmp_path / "state" / "lock"):
+    lock = tmp_path / "state" / "lock"
+    with locked(lock), pytest.raises(StateError, match="another process"), locked(lock):
+        pass
+    with locked(lock):
         pass
 
 
@@ -152,4 +156,9 @@ def test_terms_of_a_rows_round_spend_exactly_the_epsilon_of_the_settings() -> No
     terms = rows_terms(Federation.model_validate(SETTINGS))
     spent = accountant.epsilon([Event(terms["sigma"], terms["q"], terms["steps"])], 1e-5)
     assert 2.98 < spent <= 3.0
-    assert (terms["kind"], terms["clips"], terms["groups"], terms["denominator"]) == ("rows", [1.0], [[ROWS, COUNTS]], 1)
+    assert (terms["kind"], terms["clips"], terms["groups"], terms["denominator"]) == (
+        "rows",
+        [1.0],
+        [[ROWS, COUNTS]],
+        1,
+    )

@@ -1,0 +1,84 @@
+"""The coordinator as an ordinary Flower ServerApp, for Flower's simulation engine and for a stock Flower federation.
+
+There sites run code that may come over the wire and nobody stands at the door, so design D6 and D7 do not hold: **public data
+only**. The rounds, checks and pooling are those of `sgps-server`; resuming, releases and the registry's live changes are not here.
+
+Run configuration: `federation`, the path of federation.yaml in a folder that `sgps-server init` made and where the sites are
+enrolled. The pooled memory is written to state/memory.safetensors.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from sgps.errors import ConfigError
+from sgps.files import write_atomic
+from sgps.plan import Plan, SignedPlan
+from sgps.release import MEMORY, Release, memory_bytes
+from sgps.signing import load_private
+from sgps_server import releases
+from sgps_server.config import Folder
+from sgps_server.plans import PlanOffice, accepted_code, rows_terms
+from sgps_server.registry import Registry
+from sgps_server.replies import MOST_TEXT, Rejected, signed_by
+from sgps_server.strategy import RowsStrategy
+
+_log = logging.getLogger(__name__)
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """All rounds of federation.yaml. Raises ConfigError when the run configuration names no federation."""
+    path = context.run_config.get("federation")
+    if not isinstance(path, str):
+        raise ConfigError(
+            "names no federation", where="run configuration", do="set federation to the path of federation.yaml"
+        )
+    _log.warning("stock Flower: public data only")
+    folder = Folder.of(Path(path))
+    strategy = open_strategy(folder)
+    settings = folder.settings()
+    strategy.start(grid, strategy.start_arrays, num_rounds=settings.rounds, timeout=settings.deadline_after)
+    write_atomic(folder.state / MEMORY, memory_bytes(strategy.memory))
+
+
+class SignedRows(RowsStrategy):
+    """Node ids of stock Flower carry no site names: every node gets the order, and a reply is its signer's."""
+
+    keys: Mapping[str, str] = {}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        self.issue(server_round, sorted(self.keys))
+        return [self.order(node) for node in sorted(grid.get_node_ids())]
+
+    def sender(self, reply: Message, fields: Mapping[str, str | int]) -> tuple[str, str]:
+        """Whose registered key signed the statement. Raises Rejected for nobody's; a refusal is unsigned."""
+        text, signature = str(fields.get("statement", "")), str(fields.get("signature", ""))
+        if not text:
+            raise Rejected(str(fields.get("status", "")), refusal=True)
+        for name, key in self.keys.items() if len(text) <= MOST_TEXT else ():
+            if signed_by(key, text, signature):
+                return name, key
+        raise Rejected("statement_signature")
+
+
+def open_strategy(folder: Folder) -> SignedRows:
+    """The strategy of a federation folder, from its newest release."""
+    settings, key = folder.settings(), load_private(folder.keys / "plan.key")
+    release = Release.open(folder.releases / releases.latest(folder.releases).name, key=key.public_key())
+    memory, terms, code = release.memory(), rows_terms(settings), accepted_code(settings)
+    office = PlanOffice(settings, release.manifest, len(memory.coordinates.directions), key)
+
+    def plan(round: int, sites: Sequence[str]) -> tuple[Plan, SignedPlan]:
+        return office.plan(round, 1, terms, code, sites, {})
+
+    strategy = SignedRows(plan, dict, office.start, memory, settings.most_patients)
+    strategy.keys = {n: s.key for n, s in Registry(folder.registry).sites().items() if s.role == "contribute"}
+    return strategy
