@@ -43,9 +43,12 @@ def full_batch_mu(events: Sequence[Event]) -> float:
 
 
 def epsilon(events: Sequence[Event], delta: float) -> float:
-    """Epsilon of all events together under zero-out. Exact when all have q = 1, an upper bound (PLD) otherwise."""
+    """Epsilon of all events together under zero-out. Exact when all have q = 1, an upper bound (PLD) otherwise; infinite
+    for sampled events below `LEAST_SIGMA`."""
     _check_delta(delta)
     mu, sampled = full_batch_mu(events), tuple(e for e in events if e.q < 1)
+    if any(e.sigma < LEAST_SIGMA for e in sampled):  # the distributions would need more memory than a site has
+        return math.inf
     return _sampled_epsilon(mu, sampled, delta) if sampled else gaussian_epsilon(mu, delta)
 
 

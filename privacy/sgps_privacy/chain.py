@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class Chain:
     def append(self, kind: str, facts: dict[str, Any], federation: str = "", round: int = 0, turn: int = 0) -> str:
         """Hash of the new entry. To be called inside a transaction."""
         last = self.db.execute("select seq, hash from entries order by seq desc limit 1").fetchone() or (0, START)
-        body = json.dumps({**facts, "nonce": secrets.token_hex(16)}, sort_keys=True, allow_nan=False)
+        written = {"written": datetime.now(UTC).isoformat(timespec="seconds"), "nonce": secrets.token_hex(16)}
+        body = json.dumps({**facts, **written}, sort_keys=True, allow_nan=False)
         row = [last[0] + 1, kind, federation, round, turn, body]
         hashed = _link(last[1], row)
         self.db.execute("insert into entries values (?,?,?,?,?,?,?)", (*row, hashed))

@@ -15,6 +15,14 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path) -> None:
+    """A folder of mode 0700, durable in its parent. Parents are made too, one by one."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o700)
+        sync_folder(folder.parent)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """`data` under `path`, mode 0600: temporary name in the same folder, fsync, rename, fsync of the folder."""
     torn = path.with_suffix(".tmp")

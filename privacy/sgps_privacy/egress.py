@@ -20,7 +20,15 @@ from sgps_privacy import statement as statements
 from sgps_privacy.errors import CODES, PrivacyError
 
 KEYS = ("arrays", "weight", "plan_id", "code_hash", "status", "receipt", "statement")
-FIELDS = ("weight", "plan", "code", "status", "receipt", "statement", "signature")  # beside the arrays, as a reply travels
+FIELDS = (
+    "weight",
+    "plan",
+    "code",
+    "status",
+    "receipt",
+    "statement",
+    "signature",
+)  # beside the arrays, as a reply travels
 ACCEPTED = "accepted"
 WEIGHT = 1
 _WORD = re.compile(r"[0-9A-Za-z:._+-]{0,128}")
@@ -72,7 +80,9 @@ class Reply:
         """Arrays, and the fields of `FIELDS` as flat text and numbers: how a reply travels.
 
         signature: hex, of the site's key over the statement's text as it stands in the fields."""
-        text = json.dumps(self.statement, sort_keys=True, separators=(",", ":"), allow_nan=False) if self.statement else ""
+        text = (
+            json.dumps(self.statement, sort_keys=True, separators=(",", ":"), allow_nan=False) if self.statement else ""
+        )
         values = (self.weight, self.plan_id, self.code_hash, self.status, self.receipt, text, signature)
         return dict(self.arrays), dict(zip(FIELDS, values, strict=True))
 

@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 from sgps_privacy import accountant
 from sgps_privacy.chain import Chain, Entry
 from sgps_privacy.cohort import Cohort, fingerprint, site_secret
-from sgps_privacy.durable import remove_torn
+from sgps_privacy.durable import make_folder, remove_torn
 from sgps_privacy.errors import PrivacyError, Refused
 from sgps_privacy.events import Event
 from sgps_privacy.outbox import Outbox
@@ -79,7 +79,7 @@ class Ledger:
     """Opens a folder (made with mode 0700) and verifies the chain. Raises Refused("busy") and Refused("damaged")."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

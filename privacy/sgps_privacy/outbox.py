@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sgps_privacy.durable import remove_torn, write_whole
+from sgps_privacy.durable import make_folder, remove_torn, write_whole
 from sgps_privacy.errors import Refused
 
 
@@ -16,7 +16,7 @@ class Outbox:
     """A folder of payloads. Each file starts with the SHA-256 of the rest."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder = folder
         remove_torn(folder)
 

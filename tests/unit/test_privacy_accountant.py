@@ -147,3 +147,7 @@ def test_an_event_that_is_no_mechanism_is_refused(wrong: tuple[float, float, int
 def test_delta_lies_strictly_between_nothing_and_one(delta: float) -> None:
     with pytest.raises(PrivacyError):
         epsilon([Event(1.0, 1.0, 1)], delta)
+
+
+def test_a_sampled_event_with_next_to_no_noise_passes_every_budget_at_once() -> None:
+    assert epsilon([Event(0.01, 0.5, 3)], DELTA) == math.inf

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from sgps_privacy import audit
+from sgps_privacy.egress import accept, encode
 from sgps_privacy.engine import Parameters, PrivateRound, Record, per_record_gradients, zero_bad_records
 from sgps_privacy.errors import PrivacyError
+from sgps_privacy.events import Event
+from sgps_privacy.statement import statement
 from sgps_privacy.terms import Terms
 from sgps_privacy.unit import MAX_SLOTS, fill_slots
 
@@ -198,3 +201,18 @@ def test_poisson_sampling_draws_zero_records_like_any_other() -> None:
     work = PrivateRound(audit.terms(q=0.5), audit.loss)
     sizes = [len(work.records_of_step([None] * 100)) for _ in range(200)]
     assert abs(np.mean(sizes) - 50) < 5 * 5 / math.sqrt(200)
+
+
+def test_a_patient_named_in_an_exception_appears_nowhere(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(theta: Parameters, record: Record) -> Tensor:
+        raise ValueError("cannot read /data/Anna_Muster.dcm")
+
+    caplog.set_level(0)
+    facts = {"delta": 1e-5, "cap": 3.0, "numbers": 3900, "code_hash": "c", "plan_hash": "p"}
+    arrays = PrivateRound(ROWS, failing).run(memory(), patients(3), 200)
+    words = statement(ROWS, [Event(ROWS.sigma, 1.0, 1)], **facts)
+    sent = encode(accept(arrays, plan_id="p", code_hash="c", statement=words))
+    out = "".join(capfd.readouterr()) + caplog.text
+    assert b"Muster" not in sent and "Muster" not in out
