@@ -183,8 +183,14 @@ def test_class_folders_with_loose_and_repeated_names(tmp_path: Path) -> None:
     assert records.patients == ["2.jpg"]
     assert [line.split(" (first")[0] for line in records.problems] == [
         "1 pictures lie in no class folder",
-        "1 file names in two class folders",
+        "1 file names in two folders",
     ]
+
+
+def test_pictures_of_the_same_name_are_all_evaluated(tmp_path: Path) -> None:
+    """Sets number their pictures anew in each class; nobody's privacy hangs on it when a classifier is evaluated."""
+    labelled = read_labelled(open_source(folder(tmp_path, "mel/1.jpg", "df/1.jpg")))
+    assert not labelled.problems and [p.unit for p in labelled.pictures] == ["df/1.jpg", "mel/1.jpg"]
 
 
 def test_empty_folder(tmp_path: Path) -> None:

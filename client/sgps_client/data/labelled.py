@@ -11,6 +11,7 @@ from sgps_client.data.pictures import picture_names
 from sgps_client.data.sources import Source
 from sgps_client.data.table import BYTES_LIMIT, Row, Table, grouped, read_table
 
+_RENAME = "a picture has one class; rename it if it is another picture"
 FILE_NAME = "file name"  # as unit column: each picture is taken for a patient of its own
 
 
@@ -44,6 +45,9 @@ def read_labelled(
 ) -> Labelled:
     """Without a table: class folders, each picture its own unit. With one: a file on disk, else of that name in the source.
 
+    Without a unit column, class folders may hold different pictures of the same name; with `file name` written as the unit that is
+    a problem, because it may be one patient in two records.
+
     A row finds its picture by path, by file name or by file name without suffix. Raises InputError when there is no such table,
     it lacks a column, or a unit column is asked for without a table.
     """
@@ -51,7 +55,7 @@ def read_labelled(
     if table is None:
         if unit_column not in (None, FILE_NAME):
             raise InputError(f"has no column {unit_column!r}", where=source.path, do="give the table that has it")
-        return _folders(names)
+        return _folders(names, strict=unit_column == FILE_NAME)
     data, where = _table_bytes(source, table)
     content = read_table(data, where, unit_column=unit_column, image_column=image_column, label_column=label_column)
     return _rows(names, content)
@@ -63,20 +67,19 @@ def _table_bytes(source: Source, table: Path) -> tuple[bytes, str]:
     return read_limited(table, BYTES_LIMIT), str(table)
 
 
-def _folders(names: Sequence[str]) -> Labelled:
+def _folders(names: Sequence[str], strict: bool) -> Labelled:
     paths = [PurePosixPath(name) for name in names]
     loose = [p.name for p in paths if len(p.parts) < 2]
     problems = (
         [f"{len(loose)} pictures lie in no class folder (first: {loose[0]}) - move them into one"] if loose else []
     )
-    held = Counter(p.name for p in paths if len(p.parts) > 1)
-    twice = sorted(name for name, count in held.items() if count > 1)
-    if twice:
-        problems.append(
-            f"{len(twice)} file names in two class folders (first: {twice[0]}) - a picture has one class; rename it if it is another"
-        )
-    kept = [p for p in paths if len(p.parts) > 1 and held[p.name] == 1]
-    pictures = sorted(Picture(p.name, p.as_posix(), p.parent.name) for p in kept)
+    kept = [p for p in paths if len(p.parts) > 1]
+    if strict:
+        held = Counter(p.name for p in kept)
+        kept = [p for p in kept if held[p.name] == 1]
+        if twice := sorted(name for name, count in held.items() if count > 1):
+            problems.append(f"{len(twice)} file names in two folders (first: {twice[0]}) - {_RENAME}")
+    pictures = sorted(Picture(p.name if strict else p.as_posix(), p.as_posix(), p.parent.name) for p in kept)
     return Labelled(
         tuple(pictures), FILE_NAME, tuple(problems), ("no patient ids: each picture counts as one patient",)
     )
