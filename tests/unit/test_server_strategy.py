@@ -1,0 +1,187 @@
+"""RowsStrategy as an ordinary Flower strategy, driven by Flower's own `Strategy.start` over a grid of sites in this process."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import fake_site
+import tiny_release
+
+from sgps.files import sha256_file
+from sgps.memory import COUNTS, ROWS, Contribution, pool
+from sgps.release import MANIFEST, Release
+from sgps_server import enrolment
+from sgps_server.app import open_strategy
+from sgps_server.config import Folder
+from sgps_server.replies import Rejected
+from sgps_server.strategy import RowsStrategy, read, to_record
+
+SITES = ("north", "south")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    work = tmp_path_factory.mktemp("strategy")
+    source = tiny_release.make(work / "release")
+    release = Release.open(source, sha256=sha256_file(source / MANIFEST))
+    enrolment.init(work / "centre", "derm", "https://localhost:8443", release)
+    found = Folder(work / "centre")
+    for name in SITES:
+        request = enrolment.read_request(fake_site.request(work / name, name))
+        enrolment.approve(found, request, work / name / "site.kit")
+    return found
+
+
+class LocalGrid(Grid):
+    """Sites of this process at the other end: each answers its order at once. Node ids say nothing of names."""
+
+    def __init__(self, sites: dict[int, fake_site.FakeSite]) -> None:
+        self.sites, self.sent = sites, 0
+
+    def set_run(self, run: object) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> object:  # type: ignore[override]
+        raise NotImplementedError
+
+    def create_message(self, *_: object, **__: object) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.sites)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        import json
+
+        replies = []
+        for message in messages:
+            self.sent += 1
+            plan = json.loads(str(message.content["plan"]["text"]))
+            replies.append(answer(message, self.sites[message.metadata.dst_node_id].reply(plan, message)))
+        return replies
+
+
+def answer(order: Message, content: RecordDict) -> Message:
+    reply = Message(content, dst_node_id=1, message_type="train")
+    reply.metadata.__dict__["_src_node_id"] = order.metadata.dst_node_id
+    return reply
+
+
+def sites(folder: Folder, *faults: str) -> dict[int, fake_site.FakeSite]:
+    found = {}
+    for node, (name, fault) in enumerate(zip(SITES, faults, strict=True), 100):
+        home = folder.root.parent / name
+        for old in (home / "outbox").glob("*"):
+            old.unlink()
+        found[node] = fake_site.FakeSite(home, fault, patients=12)
+        found[node].api.close()
+    return found
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Message(...)` asks Flower's process-wide task identity for its source."""
+    from flwr.supercore.task_identity import TaskIdentity  # noqa: TID251
+
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+@pytest.mark.usefixtures("task")
+def test_flowers_own_loop_drives_the_strategy_and_the_memory_is_the_pool_of_what_was_sent(folder: Folder) -> None:
+    strategy, grid = open_strategy(folder), LocalGrid(sites(folder, "none", "none"))
+    result = strategy.start(grid, strategy.start_arrays, num_rounds=2, timeout=5)
+    assert grid.sent == 4
+    assert set(strategy.pooled) == {(r, s) for r in (1, 2) for s in SITES}
+    expected = pool(
+        strategy.memory.coordinates, strategy.memory.ids, [strategy.pooled[k] for k in sorted(strategy.pooled)]
+    )
+    assert np.array_equal(strategy.memory.total, expected.total)
+    assert np.array_equal(result.arrays["memory.total"].numpy(), expected.total)
+    assert dict(result.train_metrics_clientapp[2]) == {"replies": 2}
+
+
+@pytest.mark.usefixtures("task")
+def test_a_spoiled_reply_is_left_out_of_the_pool(folder: Folder) -> None:
+    strategy = open_strategy(folder)
+    strategy.start(LocalGrid(sites(folder, "none", "nan")), strategy.start_arrays, num_rounds=1, timeout=5)
+    assert set(strategy.pooled) == {(1, "north")}
+
+
+@pytest.mark.usefixtures("task")
+def test_a_round_without_a_contribution_gives_nothing(folder: Folder) -> None:
+    strategy = open_strategy(folder)
+    strategy.start(LocalGrid(sites(folder, "budget", "nan")), strategy.start_arrays, num_rounds=1, timeout=5)
+    assert strategy.aggregate_train(1, ()) == (None, None)
+
+
+def content(**arrays: np.ndarray) -> RecordDict:
+    return RecordDict({"arrays": to_record(arrays), "reply": ConfigRecord({"weight": 1})})
+
+
+def test_untrusted_records_are_measured_before_they_are_decoded() -> None:
+    shapes = {"x": (3,)}
+    arrays, fields = read(content(x=np.ones(3, np.float32)), shapes)
+    assert (arrays["x"].tolist(), fields) == ([1, 1, 1], {"weight": 1})
+    bad = {
+        "names": content(y=np.ones(3, np.float32)),
+        "shape": content(x=np.ones(10_000, np.float32)),
+        "records": RecordDict({"arrays": ArrayRecord(), "metrics": ConfigRecord()}),
+        "fields": RecordDict({"arrays": ArrayRecord(), "reply": ConfigRecord({"loss": 0.5})}),
+    }
+    broken = content(x=np.ones(3, np.float32))
+    broken["arrays"]["x"].data = b"not an array"
+    bad["unreadable"] = broken
+    for word, record in bad.items():
+        with pytest.raises(Rejected) as caught:
+            read(record, shapes)
+        assert caught.value.code == word
+
+
+def test_pickled_bytes_are_never_loaded() -> None:
+    """NumPy's object arrays are pickles."""
+    import io
+
+    data = io.BytesIO()
+    np.save(data, np.array([{"a": 1}, 2, 3], dtype=object), allow_pickle=True)
+    record = content(x=np.ones(3, np.float32))
+    record["arrays"]["x"].data = data.getvalue()
+    with pytest.raises(Rejected, match="unreadable"):
+        read(record, {"x": (3,)})
+
+
+@pytest.mark.usefixtures("task")
+def test_orders_go_to_known_contributors_that_have_not_answered(folder: Folder) -> None:
+    release = Release.open(folder.releases / "0000", sha256=sha256_file(folder.releases / "0000" / MANIFEST))
+    inner = open_strategy(folder)
+    zeros = {ROWS: np.zeros((3, 4), np.float32), COUNTS: np.zeros(3, np.float32)}
+    asked: list[list[str]] = []
+
+    def plan(round: int, names: Iterable[str]) -> object:
+        asked.append(list(names))
+        return inner._make_plan(round, list(names))
+
+    done = {(1, "north"): Contribution(zeros[ROWS], zeros[COUNTS], 1.0)}
+    strategy = RowsStrategy(
+        plan, lambda: {7: ("north", "k"), 8: ("south", "k"), 9: ("west", "k")}, zeros, release.memory(), 10, done
+    )  # type: ignore[arg-type]
+
+    class Two(LocalGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return [7, 8, 1234]
+
+    assert [m.metadata.dst_node_id for m in strategy.orders(1, Two({}))] == [8]
+    assert asked == [["south"]]
