@@ -79,17 +79,20 @@ class Reply:
     def parts(self, signature: str = "") -> tuple[dict[str, NDArray[np.float32]], dict[str, str | int]]:
         """Arrays, and the fields of `FIELDS` as flat text and numbers: how a reply travels.
 
-        signature: hex, of the site's key over the statement's text as it stands in the fields."""
-        text = (
-            json.dumps(self.statement, sort_keys=True, separators=(",", ":"), allow_nan=False) if self.statement else ""
-        )
+        signature: hex, of the site's key over the statement's text as it stands in the fields; "" while it is not made
+        yet. Raises PrivacyError for another text, and for the signature of a refusal, which has no statement.
+        """
+        if not _HEX.fullmatch(signature) or (signature and not self.statement):
+            raise PrivacyError("a signature is hex and belongs to a statement")
+        text = _canonical(self.statement) if self.statement else ""
         values = (self.weight, self.plan_id, self.code_hash, self.status, self.receipt, text, signature)
         return dict(self.arrays), dict(zip(FIELDS, values, strict=True))
 
     @classmethod
     def from_parts(cls, arrays: Mapping[str, NDArray[np.float32]], fields: Mapping[str, Any]) -> Reply:
-        """The inverse of `parts`. Raises PrivacyError for any other set of fields. The caller limits their size first and
-        verifies `fields["signature"]` over `fields["statement"]`."""
+        """The inverse of `parts`. Raises PrivacyError for any other set of fields, and for a statement in another than
+        the canonical form. The caller limits their size first and verifies `fields["signature"]` over
+        `fields["statement"]`."""
         if set(fields) != set(FIELDS) or not all(isinstance(fields[f], str) for f in FIELDS[1:]):
             raise PrivacyError("a reply has exactly the fields " + ", ".join(FIELDS))
         if not _HEX.fullmatch(fields["signature"]) or bool(fields["signature"]) != bool(fields["statement"]):
@@ -101,11 +104,18 @@ class Reply:
         if not isinstance(found, dict):
             raise PrivacyError("the statement is no mapping")
         f = fields
-        return cls(dict(arrays), f["weight"], f["plan"], f["code"], f["status"], f["receipt"], found)
+        reply = cls(dict(arrays), f["weight"], f["plan"], f["code"], f["status"], f["receipt"], found)
+        if found and _canonical(found) != f["statement"]:
+            raise PrivacyError("the statement is not in canonical form")
+        return reply
 
     def with_receipt(self, receipt: str) -> Reply:
         """The reply as it is sent: the outbox's bytes and the ledger's receipt."""
         return replace(self, receipt=receipt)
+
+
+def _canonical(mapping: Mapping[str, Any]) -> str:
+    return json.dumps(mapping, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def accept(
@@ -132,7 +142,7 @@ def encode(reply: Reply) -> bytes:
     if type(reply) is not Reply:
         raise PrivacyError("only a Reply leaves the site")
     rest = {key: getattr(reply, key) for key in KEYS if key != "arrays"}
-    return save(dict(reply.arrays), {_META: json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)})
+    return save(dict(reply.arrays), {_META: _canonical(rest)})
 
 
 def decode(data: bytes) -> Reply:

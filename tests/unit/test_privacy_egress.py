@@ -162,3 +162,48 @@ def test_a_statement_about_sampled_rounds_says_that_mu_is_only_equivalent() -> N
     assert not found["mu_is_exact"] and "privacy loss distribution" in found["accountant"]
     assert found["epsilon"] < found["cross_check_rdp"]
     assert "rate 0.5" in text(found) and "same epsilon" in text(found)
+
+
+def test_the_flat_fields_of_a_reply_are_its_keys_and_the_signature() -> None:
+    arrays, fields = reply().with_receipt("a" * 64).parts("beef")
+    assert tuple(fields) == egress.FIELDS
+    assert encode(Reply.from_parts(arrays, fields)) == encode(reply().with_receipt("a" * 64))
+    arrays, fields = refuse("budget", plan_id="p").parts()
+    assert encode(Reply.from_parts(arrays, fields)) == encode(refuse("budget", plan_id="p"))
+
+
+@pytest.mark.parametrize("signature", [NAME, "BEEF", "abc", "ab" * 257])
+def test_no_text_travels_as_a_signature(signature: str) -> None:
+    with pytest.raises(PrivacyError):
+        reply().parts(signature)
+    with pytest.raises(PrivacyError):
+        refuse("budget").parts("beef")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": 17},
+        {"weight": 17},
+        {"weight": "1"},
+        {"status": NAME},
+        {"signature": ""},
+        {"signature": "x"},
+        {"statement": "{}"},
+        {"statement": "[]"},
+        {"statement": "{"},
+        {"statement": 3},
+    ],
+    ids=str,
+)
+def test_other_flat_fields_are_refused(change: dict[str, Any]) -> None:
+    arrays, fields = reply().parts("beef")
+    with pytest.raises(PrivacyError):
+        Reply.from_parts(arrays, {**fields, **change})
+
+
+def test_a_statement_in_other_words_than_were_signed_is_refused() -> None:
+    arrays, fields = reply().parts("beef")
+    loose = {**fields, "statement": str(fields["statement"]).replace(":", ": ", 1)}
+    with pytest.raises(PrivacyError, match="canonical"):
+        Reply.from_parts(arrays, loose)
