@@ -99,6 +99,7 @@ def predict(
     from sgps.classifier import Classifier
     from sgps.pretrain.progress import console
     from sgps_client import prediction
+    from sgps_client.data.table import counted
 
     classifier = Classifier.load(model)
     items = prediction.gather(images)
@@ -118,7 +119,7 @@ def predict(
         "bad": list(answers.bad),
     }
     summary = ", ".join(f"{n} accepted as {name}" for name, n in accepted.items())
-    _say(as_json, facts, f"{out}: {len(found)} pictures, {summary}, {none} none of these")
+    _say(as_json, facts, f"{out}: {counted(len(found), 'picture')}, {summary}, {none} none of these")
     _name_bad(as_json, answers.bad)
 
 
@@ -160,6 +161,7 @@ def evaluate(
     from sgps.pretrain.progress import console
     from sgps_client import evaluation_report, model_evaluation
     from sgps_client.data import open_source, read_labelled
+    from sgps_client.data.table import counted
     from sgps_client.making import pair
 
     given = dict(pair(one, "--class", "LABEL=NAME") for one in class_ or [])
@@ -175,7 +177,7 @@ def evaluate(
     name = "probability of the chosen class" if len(classifier.named) > 1 else "score"
     evaluation_report.write(out, found.result, found.facts, found.scores, name)
     lines = [
-        f"{out}: {found.facts['pictures']} pictures of {found.facts['units']} patients ({found.facts['unit_column']})",
+        f"{out}: {counted(found.facts['pictures'], 'picture')} of {counted(found.facts['units'], 'patient')} ({found.facts['unit_column']})",
         *(f"  {evaluation_report.NAMES[n]}: {figure}" for n, figure in found.result.figures.items()),
         *(f"  {note}" for note in (*found.facts["notes"], *found.result.notes)),
     ]

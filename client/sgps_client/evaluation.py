@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from sgps.errors import InputError
+from sgps_client.data.table import counted
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -225,7 +226,9 @@ def _never_or_always(figure: Figure, patients: int) -> Figure:
 
 def _few(units: Mapping[str, NDArray[np.str_]]) -> tuple[str, ...]:
     counts = {name: len(set(own)) for name, own in units.items()}
-    return tuple(f"only {n} patients of {name}: the interval says little" for name, n in counts.items() if n < FEW)
+    return tuple(
+        f"only {counted(n, 'patient')} of {name}: the interval says little" for name, n in counts.items() if n < FEW
+    )
 
 
 def as_mapping(result: Result) -> dict[str, Any]:

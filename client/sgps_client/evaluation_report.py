@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgps.files import new_folder, write_atomic
+from sgps_client.data.table import counted
 from sgps_client.evaluation import GRID, Result, as_mapping
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _markdown(result: Result, facts: Mapping[str, Any], pictures: Sequence[str])
     rows = "\n".join(f"| {NAMES[name]} | {figure} |" for name, figure in result.figures.items())
     lines = [
         f"# Evaluation of {facts['model']}",
-        f"{facts['pictures']} pictures of {facts['units']} patients, one for each value of `{facts['unit_column']}`.",
+        f"{counted(facts['pictures'], 'picture')} of {counted(facts['units'], 'patient')}, one for each value of `{facts['unit_column']}`.",
         f"| figure | value (95 % interval over patients) |\n|---|---|\n{rows}",
         "\n".join(f"* {note}" for note in (*facts["notes"], *result.notes)),
     ]

@@ -14,6 +14,7 @@ from sgps.release import CATALOGUE, Release
 from sgps.signing import load_public
 from sgps_client.config import FILE_NAME, Site
 from sgps_client.data import decode_picture
+from sgps_client.data.table import counted
 from sgps_client.store import Store
 
 if TYPE_CHECKING:
@@ -129,9 +130,9 @@ def make(
     classifier = synthesize(
         asked.exemplars, asked.texts, release, own=features, memory=own.memory, false_alarms=false_alarms
     )
-    counted = [f"{len(rows)} own patients of {name} count exactly" for name, rows in features.items()]
+    added = [f"{counted(len(rows), 'own patient')} of {name}, added exactly" for name, rows in features.items()]
     missing = [f"the site has no own patients of {name}" for name in asked.exemplars if name not in features]
-    return classifier, [*counted, *missing, *own.notes]
+    return classifier, [*added, *missing, *own.notes]
 
 
 def facts(

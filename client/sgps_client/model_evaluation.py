@@ -14,6 +14,7 @@ from sgps.catalogue import Catalogue, normal
 from sgps.errors import InputError
 from sgps_client.data import Labelled, Picture, Source, read_picture
 from sgps_client.data.labelled import FILE_NAME
+from sgps_client.data.table import counted
 from sgps_client.evaluation import Choice, Detection, Figure, Result, choice, detection, outside_accepted
 from sgps_client.prediction import Item, Progress, answer
 
@@ -85,7 +86,7 @@ def evaluate(
     result, scores = (_chosen if several else _detected)(classifier, pictures, predictions, names)
     notes = [EXEMPLAR, *labelled.notes, *(f"left out: {line}" for line in labelled.problems)]
     if answers.bad:
-        notes.append(f"{len(answers.bad)} pictures could not be read and are left out")
+        notes.append(f"{counted(len(answers.bad), 'picture')} could not be read: left out")
     if labelled.unit_column == FILE_NAME:
         notes.append("intervals count pictures; with several pictures of a patient they are too narrow")
     facts = {

@@ -12,6 +12,7 @@ from sgps.errors import ConfigError, InputError, StateError
 from sgps.memory import COUNTS, ROWS, Contribution, Memory
 from sgps.release import Release
 from sgps_client.config import Site
+from sgps_client.data.table import counted
 from sgps_client.records import cohort_of
 from sgps_client.round import open_ledger
 from sgps_privacy import egress
@@ -64,9 +65,9 @@ def own_patients(
                 continue
             for label in sorted({label for label, _ in images} & set(found)):
                 found[label].append(encoder.features([image for one, image in images if one == label]).mean(0))
-    notes = [f"{unread} own patients have pictures that cannot be read and are left out"] if unread else []
+    notes = [f"{counted(unread, 'own patient')} with pictures that cannot be read: left out"] if unread else []
     if repeated:
-        notes.append(f"{repeated} own patients show an exemplar and are not counted twice")
+        notes.append(f"{counted(repeated, 'own patient')} showing an exemplar: not counted twice")
     memory = release.memory()
     with open_ledger(site) as ledger:
         parts = own_contributions(site, release, ledger)

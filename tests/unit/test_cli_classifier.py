@@ -297,7 +297,7 @@ def test_with_own_patients(run: Any, tmp_path: Path, exemplar: Path, release: Re
     ran = run(*one, "--with-own-patients", "--config", bench.file)
     assert ran.code == 0, ran.err
     assert ran.facts["release"] == "0000" and ran.facts["diseases"][0]["own"] == 2
-    assert "2 own patients of df count exactly" in ran.facts["notes"]
+    assert "2 own patients of df, added exactly" in ran.facts["notes"]
 
 
 @pytest.mark.parametrize("kind", ["cmyk", "turned"])

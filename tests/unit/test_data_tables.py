@@ -56,7 +56,7 @@ HEAD = "image_id,patient_id,lesion_id,dx\n"
 def test_patients_with_several_pictures_and_classes(six: Path) -> None:
     records = cohort(six, HEAD + "c,p2,l3,df\nb,p1,l2,Naevus\na,p1,l1,mel\n", classes={"Naevus": "bkl"})
     assert records.patients == ["p1", "p2"] and records.unit_column == "patient_id"
-    assert not records.problems and records.notes == ["3 pictures have no row in the table and are not used"]
+    assert not records.problems and records.notes == ["3 pictures without a row in the table: not used"]
     assert [label for label, _ in records.images("p1")] == ["mel", "bkl"]  # a.jpg before b.jpg
     assert records.classes() == {"bkl": 1, "df": 1, "mel": 1}
     assert records.images("p2")[0][1]().size == (20, 20)
@@ -91,7 +91,7 @@ def test_no_column_with_patient_ids(six: Path) -> None:
 def test_unknown_classes(six: Path) -> None:
     records = cohort(six, HEAD + "a,p1,l1,mel\nb,p2,l2,zzz\nc,p3,l3,zzz\nd,p4,l4,yyy\n")
     assert records.problems == [
-        "unknown class 'yyy': 1 pictures (first row 5) - map it to a catalogue id under `classes:`, or remove them",
+        "unknown class 'yyy': 1 picture (first row 5) - map it to a catalogue id under `classes:`, or remove them",
         "unknown class 'zzz': 2 pictures (first row 3) - map it to a catalogue id under `classes:`, or remove them",
     ]
     assert records.patients == ["p1"]
@@ -182,8 +182,8 @@ def test_class_folders_with_loose_and_repeated_names(tmp_path: Path) -> None:
     records = cohort(tmp_path, unit_column="file name")
     assert records.patients == ["2.jpg"]
     assert [line.split(" (first")[0] for line in records.problems] == [
-        "1 pictures lie in no class folder",
-        "1 file names in two folders",
+        "1 picture in no class folder",
+        "1 file name in two folders",
     ]
 
 

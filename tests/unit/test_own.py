@@ -94,8 +94,8 @@ def test_the_exemplars_patient_counts_once_and_a_damaged_one_not_at_all(bench: B
     own = own_patients(bench.site, bench.release, ImageEncoder(bench.release), {"df": [exemplar], "vasc": []})
     assert len(own.features["df"]) == 1 and "vasc" not in own.features
     assert own.notes == (
-        "1 own patients have pictures that cannot be read and are left out",
-        "1 own patients show an exemplar and are not counted twice",
+        "1 own patient with pictures that cannot be read: left out",
+        "1 own patient showing an exemplar: not counted twice",
     )
 
 

@@ -12,6 +12,7 @@ from sgps_client.config import Cohort
 from sgps_client.data.labelled import FILE_NAME, Picture, read_labelled
 from sgps_client.data.pictures import read_picture
 from sgps_client.data.sources import Source, open_source
+from sgps_client.data.table import counted
 
 
 @dataclass(frozen=True)
@@ -77,4 +78,4 @@ def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalo
 def _unknown(label: str, pictures: Sequence[Picture]) -> str:
     rows = sorted(p.row for p in pictures)
     first = f"first row {rows[0]}" if rows[0] else f"first {pictures[0].name}"
-    return f"unknown class {label!r}: {len(pictures)} pictures ({first}) - map it to a catalogue id under `classes:`, or remove them"
+    return f"unknown class {label!r}: {counted(len(pictures), 'picture')} ({first}) - map it to a catalogue id under `classes:`, or remove them"

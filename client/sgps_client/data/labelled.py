@@ -9,7 +9,7 @@ from sgps.errors import InputError
 from sgps.files import read_limited
 from sgps_client.data.pictures import picture_names
 from sgps_client.data.sources import Source
-from sgps_client.data.table import BYTES_LIMIT, Row, Table, grouped, read_table
+from sgps_client.data.table import BYTES_LIMIT, Row, Table, counted, grouped, read_table
 
 _RENAME = "a picture has one class; rename it if it is another picture"
 FILE_NAME = "file name"  # as unit column: each picture is taken for a patient of its own
@@ -71,14 +71,14 @@ def _folders(names: Sequence[str], strict: bool) -> Labelled:
     paths = [PurePosixPath(name) for name in names]
     loose = [p.name for p in paths if len(p.parts) < 2]
     problems = (
-        [f"{len(loose)} pictures lie in no class folder (first: {loose[0]}) - move them into one"] if loose else []
+        [f"{counted(len(loose), 'picture')} in no class folder (first: {loose[0]}) - move into one"] if loose else []
     )
     kept = [p for p in paths if len(p.parts) > 1]
     if strict:
         held = Counter(p.name for p in kept)
         kept = [p for p in kept if held[p.name] == 1]
         if twice := sorted(name for name, count in held.items() if count > 1):
-            problems.append(f"{len(twice)} file names in two folders (first: {twice[0]}) - {_RENAME}")
+            problems.append(f"{counted(len(twice), 'file name')} in two folders (first: {twice[0]}) - {_RENAME}")
     pictures = sorted(Picture(p.name if strict else p.as_posix(), p.as_posix(), p.parent.name) for p in kept)
     return Labelled(
         tuple(pictures), FILE_NAME, tuple(problems), ("no patient ids: each picture counts as one patient",)
@@ -109,7 +109,7 @@ def _rows(names: Sequence[str], table: Table) -> Labelled:
     pictures = sorted(Picture(r.unit, found[r.number][0], r.label, r.number) for r in rows)
     notes, idle = list(table.notes), len(names) - len({hits[0] for hits in found.values() if len(hits) == 1})
     if idle:
-        notes.append(f"{idle} pictures have no row in the table and are not used")
+        notes.append(f"{counted(idle, 'picture')} without a row in the table: not used")
     return Labelled(tuple(pictures), unit, tuple(problems + more), tuple(notes))
 
 

@@ -43,7 +43,12 @@ def grouped(what: str, numbers: Iterable[int], do: str) -> list[str]:
     if not rows:
         return []
     first = ", ".join(str(n) for n in rows[:_SHOWN]) + (", ..." if len(rows) > _SHOWN else "")
-    return [f"{what}: {len(rows)} row{'s' * (len(rows) > 1)} ({first}) - {do}"]
+    return [f"{what}: {counted(len(rows), 'row')} ({first}) - {do}"]
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def read_table(
