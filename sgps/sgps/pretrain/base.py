@@ -43,7 +43,7 @@ from sgps.pretrain.statistics import (
     BANK_DRAWN_PATIENTS,
     BANK_DRAWN_PROFILES,
     bank,
-    coordinates,
+    public_space,
     write_statistics,
 )
 from sgps.settings import dump
@@ -178,8 +178,8 @@ def manifest(
         "made_by": {
             "command": f"sgps pretrain base --seed {seed} --threads {threads}",
             "code_sha256": code_sha256("sgps.pretrain", "sgps.draw"),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
+            "torch": str(torch.__version__),
+            "timm": str(timm.__version__),
             "bfloat16": Arithmetic().bfloat16,
             "stages": {name: json.loads((work / f"{name}.json").read_text()) for name in stages},
             "average_of": [f"{f.name} step {s}" for f in recipe.finetune for s in f.keep],
@@ -201,7 +201,7 @@ def run(
 
     base.safetensors        the feature network: weights float16, BatchNorm running statistics float32
     base.yaml               architecture, input, provenance, how it was made, figures
-    statistics.safetensors  centre, coordinates and bank samples; names, radius and within in statistics.json
+    statistics.safetensors  mean, coordinates and bank samples; names, radius and within in statistics.json
     public.safetensors      eight-view features of all public images; names in public.json
 
     recipe: a YAML file, else the shipped one; threads: of torch. A run that was stopped or killed continues where its last
@@ -224,7 +224,7 @@ def run(
         found = public_features(sets, plan, net, digest, work, show, stop)
         atlas, drawn = found[plan.skin.name], found.pop(BANK_SET.name)
         others = [found[k.name] for k in plan.sets if k.role == "other"]
-        space = coordinates(atlas, others, plan.base_classes)
+        space = public_space(atlas, others, plan.base_classes)
         real = [found[k.name] for k in plan.sets if k.role == "other" and k.draw is None]
         write_statistics(out, space, bank(atlas, real, drawn, plan.base_classes), plan.base_classes, digest)
         packed, names = pack_features(list(found.values()))

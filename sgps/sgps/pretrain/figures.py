@@ -21,7 +21,7 @@ from sgps.pretrain.frozen import HELD_OUT, TEST
 from sgps.pretrain.images import Tick, read_named
 from sgps.pretrain.networks import extract
 from sgps.pretrain.recipe import Recipe
-from sgps.pretrain.statistics import Coordinates
+from sgps.pretrain.statistics import Space
 
 TEACHER_SIZE = 128  # pixels, the best of 96, 128 and 224 for frozen Lite0
 TEACHER_LESIONS = 150  # of a base class, for the teacher's centre
@@ -74,7 +74,7 @@ def measure(
     teacher: Any,
     atlas: Features,
     atlas_pixels: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]],
-    found: Coordinates,
+    space: Space,
     sets: Mapping[str, EpisodeSet],
     tick: Tick,
 ) -> dict[str, Any]:
@@ -93,31 +93,31 @@ def measure(
         pixels = read_named(data, recipe.skin, episodes.name.tolist())
         lite[key] = extract(teacher, pixels.__getitem__, len(pixels), TEACHER_SIZE, count_views=1)[0] - middle
         plain, turned = extract(net, pixels.__getitem__, len(pixels), recipe.size)
-        one[key] = (plain - found.centre1).astype(np.float32)
-        eight[key] = (turned - found.centre).astype(np.float32)
+        one[key] = (plain - space.plain_mean).astype(np.float32)
+        eight[key] = (turned - space.coordinates.mean).astype(np.float32)
         done += len(pixels)
         tick(done, total)
     methods = {"Lite0 at 128 px": lite, "one view": one, "eight views": eight}
-    means = (found.means - found.centre).astype(np.float32)
-    fresh = eight[HELD_OUT] @ found.directions.T
+    means = space.means - space.coordinates.mean
+    fresh = eight[HELD_OUT] @ space.coordinates.directions.T
     groups = [fresh[sets[HELD_OUT].label == c] for c in recipe.base_classes]
     return {
         "accuracy": _rows(methods, sets),
         "auroc, eight views": _aurocs(eight, sets, means, recipe),
         "coordinates": {
-            "radius": round(found.radius, 3),
-            "within": round(found.within, 3),
+            "radius": round(space.coordinates.radius, 3),
+            "within": round(space.coordinates.within, 3),
             "held-out radius": round(float(np.median(np.linalg.norm(fresh, axis=1))), 3),
             "held-out within": round(float(np.mean([g.var(0, ddof=1).sum() for g in groups])), 3),
-            "variance kept, held-out": _kept(eight[HELD_OUT], found),
-            "variance kept, test": _kept(eight[TEST], found),
+            "variance kept, held-out": _kept(eight[HELD_OUT], space),
+            "variance kept, test": _kept(eight[TEST], space),
         },
     }
 
 
-def _kept(centred: Array, found: Coordinates) -> float:
+def _kept(centred: Array, space: Space) -> float:
     """Share of the squared norm that the coordinates keep."""
-    return round(float(((centred @ found.directions.T) ** 2).sum() / (centred**2).sum()), 4)
+    return round(float(((centred @ space.coordinates.directions.T) ** 2).sum() / (centred**2).sum()), 4)
 
 
 def _teacher_rows(atlas: Features, classes: Sequence[str]) -> npt.NDArray[np.int64]:

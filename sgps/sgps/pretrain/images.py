@@ -15,12 +15,11 @@ from PIL import Image
 
 from sgps.errors import InputError
 from sgps.files import read_limited, sha256_file, write_atomic
+from sgps.images import BYTES_LIMIT, decode
 from sgps.pretrain.drawn import draw_images
 from sgps.pretrain.recipe import ImageSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-MOST_BYTES = 64 << 20  # of one image or table, before it is parsed
-MOST_PIXELS = 64_000_000
 
 Tick = Callable[[int, int], None]  # done, total
 
@@ -62,9 +61,9 @@ class Source:
     def read(self, name: str) -> bytes:
         """Raises InputError when the file is too large or damaged."""
         if self.archive is None:
-            return read_limited(self.folder / name, MOST_BYTES)
-        if self.archive.getinfo(name).file_size > MOST_BYTES:
-            raise InputError(f"is larger than {MOST_BYTES:,} bytes", where=f"{self.where} {name}")
+            return read_limited(self.folder / name, BYTES_LIMIT)
+        if self.archive.getinfo(name).file_size > BYTES_LIMIT:
+            raise InputError(f"is larger than {BYTES_LIMIT:,} bytes", where=f"{self.where} {name}")
         try:
             return self.archive.read(name)
         except (zipfile.BadZipFile, OSError) as error:
@@ -83,16 +82,9 @@ class Source:
         return digest.hexdigest()
 
 
-def decode(data: bytes, frame: tuple[int, int], where: object) -> npt.NDArray[np.uint8]:
-    """One image as uint8 (height, width, 3): the middle with the frame's aspect, resized. Raises InputError."""
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            if file.width * file.height > MOST_PIXELS:
-                raise InputError(f"has more than {MOST_PIXELS:,} pixels", where=where)
-            image = file.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError("is not a readable image", where=where, do="remove or replace it") from error
-    width, height = frame
+def fit(data: bytes, frame: tuple[int, int], where: object) -> npt.NDArray[np.uint8]:
+    """One image file as uint8 (height, width, 3): the middle with the frame's aspect, resized. Raises InputError."""
+    image, (width, height) = decode(data, where), frame
     w = min(image.width, round(image.height * width / height))
     h = min(image.height, round(image.width * height / width))
     if (w, h) != image.size:
@@ -147,7 +139,7 @@ def read_images(data: Path, kind: ImageSet, cache: Path, tick: Tick | None = Non
         key |= {"sha256": source.sha256()}
 
         def load(place: int) -> npt.NDArray[np.uint8]:
-            return decode(source.read(rows[place][0]), kind.frame, f"{source.where} {rows[place][0]}")
+            return fit(source.read(rows[place][0]), kind.frame, f"{source.where} {rows[place][0]}")
 
     if not rows:
         raise InputError("holds no image", where=kind.name, do="check the recipe's file and leave_out")
@@ -176,4 +168,4 @@ def read_named(data: Path, kind: ImageSet, names: list[str]) -> npt.NDArray[np.u
     source = Source(data, kind.file or "")
     if missing := sorted(set(names) - set(source.names)):
         raise InputError(f"{len(missing)} of {len(names)} images are missing, first {missing[0]}", where=source.where)
-    return np.stack([decode(source.read(n), kind.frame, f"{source.where} {n}") for n in names])
+    return np.stack([fit(source.read(n), kind.frame, f"{source.where} {n}") for n in names])

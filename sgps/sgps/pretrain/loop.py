@@ -114,10 +114,11 @@ def run_stage(
         done = number + 1
         if done in stage.keep:
             save_state(stage.kept(done), result.state_dict())
-        if done % EVERY == 0 or stop.asked:
+        asked = stop.asked  # read once: a stop asked for later must wait for the next step's checkpoint
+        if done % EVERY == 0 or asked:
             save_checkpoint(checkpoint, modules, optimizer, now(done))
         report(stage.name, done, stage.steps, now(done).means())
-        if stop.asked and done < stage.steps:
+        if asked and done < stage.steps:
             raise KeyboardInterrupt
     summary = {"steps": stage.steps, **{k: round(v, 4) for k, v in now(stage.steps).means().items()}}
     summary |= {"seconds": round(now(stage.steps).seconds), "cpu_seconds": round(now(stage.steps).cpu_seconds)}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sgps.errors import InputError, SignatureError
 from sgps.files import read_limited, write_atomic
+from sgps.images import views
 from sgps.pretrain.augment import centre_view
 
 BASE, TEACHER = "tf_efficientnetv2_b0", "tf_efficientnet_lite0"
@@ -103,12 +104,6 @@ def staged(net: Any, x: Tensor) -> tuple[list[Tensor], Tensor]:
     return maps[:6], net.forward_head(net.bn2(net.conv_head(x)), pre_logits=True)
 
 
-def views(x: Tensor) -> list[Tensor]:
-    """The eight flips and quarter turns of square images; the first is the image itself."""
-    turned = [torch.rot90(x, k, (2, 3)) for k in range(4)]
-    return turned + [t.flip(3) for t in turned]
-
-
 @torch.inference_mode()
 def extract(
     net: Any,
@@ -119,14 +114,14 @@ def extract(
     tick: Callable[[int, int], None] | None = None,
     batch: int = 64,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Float32 features (count, 1280) of images that `load` gives in slices: of the plain view, and the mean of all views."""
+    """Float32 features (count, 1280) of images that `load` gives in slices: of the plain view, and the mean of `count_views`."""
     net = net.eval().to(memory_format=torch.channels_last)
     plain = np.empty((count, FEATURES), np.float32)
     mean = np.empty_like(plain)
     for start in range(0, count, batch):
         part = slice(start, min(start + batch, count))
-        x = views(centre_view(load(part), size))[:count_views]
-        found = [pooled(net, v.contiguous(memory_format=torch.channels_last)) for v in x]
+        turned = views(centre_view(load(part), size), count_views)
+        found = [pooled(net, x.contiguous(memory_format=torch.channels_last)) for x in turned]
         plain[part], mean[part] = found[0].numpy(), torch.stack(found).mean(0).numpy()
         if tick is not None:
             tick(part.stop, count)

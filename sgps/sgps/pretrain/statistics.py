@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,10 @@ import torch
 
 from sgps.errors import InputError
 from sgps.files import write_atomic
+from sgps.memory import Coordinates
 from sgps.pretrain.features import Features
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[Any]
 
 COORDINATES = 64
 BANK_SKIN, BANK_OTHER = 60, 8  # lesions or images of a class
@@ -26,23 +28,12 @@ BANK_DRAWN_FIRST, BANK_DRAWN_PROFILES, BANK_DRAWN_PATIENTS = 1000, 20, 10
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """centre (1280,); directions (k, 1280), orthonormal rows; radius: the clip radius R; within: the mean within-class trace.
+class Space:
+    """coordinates: of the class memory. plain_mean (1280,): their mean for single views. means (classes, 1280): of the atlas."""
 
-    centre1 (1280,): the centre for plain single views. means: (classes, 1280) of the atlas, in the order of the base classes.
-    """
-
-    centre: Array
-    centre1: Array
-    directions: Array
+    coordinates: Coordinates
+    plain_mean: Array
     means: Array
-    radius: float
-    within: float
-
-    def of(self, features: npt.NDArray[np.float32]) -> Array:
-        """Coordinates (n, k) of features (n, 1280)."""
-        out: Array = (features - self.centre) @ self.directions.T
-        return out
 
 
 def _scatter(x: Array) -> Array:
@@ -58,37 +49,39 @@ def _median_over_classes(groups: Sequence[Array]) -> float:
     return float(values[order][np.searchsorted(np.cumsum(weight[order]), len(groups) / 2)])
 
 
-def coordinates(
+def public_space(
     atlas: Features, others: Sequence[Features], base_classes: Sequence[str], count: int = COORDINATES
-) -> Coordinates:
+) -> Space:
     """Coordinates of the class memory from the atlas (training lesions of the base classes) and other public sets.
 
-    Centre: mean of the base classes' means over lesions. Directions: the first `count` principal directions of the atlas
-    scatter about the centre (within and between, classes weighing the same) plus the within-class scatter of the other sets,
-    each set and the two parts scaled to trace 1. Radius: median norm of atlas lesions; within: mean over base classes of the
-    trace of their covariance; both in the coordinates. Raises InputError when a class is missing or has a single lesion.
+    Mean: of the base classes' means over lesions. Directions: the first `count` principal directions of the atlas scatter
+    about the mean (within and between, classes weighing the same) plus the within-class scatter of the other sets, each set
+    and the two parts scaled to trace 1. Radius: median norm of atlas lesions, classes weighing the same; within: mean over base
+    classes of the trace of their covariance; both in the coordinates. Raises InputError when a class is missing or has a
+    single lesion.
     """
     lesions = [atlas.by_lesion(c).astype(np.float64) for c in base_classes]
     if any(len(x) < 2 for x in lesions):
         raise InputError("every base class needs at least two lesions", where=atlas.set)
     means = np.stack([x.mean(0) for x in lesions])
-    centre = means.mean(0)
-    centre1 = np.mean([atlas.one[atlas.label == c].mean(0, dtype=np.float64) for c in base_classes], 0)
-    total = np.mean([_scatter(x - centre) for x in lesions], 0)
+    mean = means.mean(0)
+    plain = np.mean([atlas.one[atlas.label == c].mean(0, dtype=np.float64) for c in base_classes], 0)
+    total = np.mean([_scatter(x - mean) for x in lesions], 0)
     total /= np.trace(total)
     for part in others:
-        classes = np.unique(part.label)
-        within = np.mean([_scatter(x - x.mean(0)) for x in (part.eight[part.label == c] for c in classes)], 0)
+        classes = [part.eight[part.label == c].astype(np.float64) for c in np.unique(part.label)]
+        within = np.mean([_scatter(x - x.mean(0)) for x in classes], 0)
         total += within / np.trace(within) / len(others)
     vectors = np.linalg.eigh(total)[1][:, ::-1][:, :count].T
     signs = np.sign(
         vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)]
     )  # an eigenvector has no sign of its own
-    directions = np.ascontiguousarray(vectors * signs[:, None])
-    projected = [(x - centre) @ directions.T for x in lesions]
-    radius = _median_over_classes([np.linalg.norm(z, axis=1) for z in projected])
-    trace = float(np.mean([z.var(0, ddof=1).sum() for z in projected]))
-    return Coordinates(centre, centre1, directions, means, radius, trace)
+    directions = vectors * signs[:, None]
+    places = [(x - mean) @ directions.T for x in lesions]
+    radius = _median_over_classes([np.linalg.norm(z, axis=1) for z in places])
+    within_trace = float(np.mean([z.var(0, ddof=1).sum() for z in places]))
+    stored = Coordinates(mean.astype(np.float32), directions.astype(np.float32), radius, within_trace)
+    return Space(stored, plain.astype(np.float32), means.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -119,25 +112,23 @@ def bank(
     return Bank(np.concatenate(features), rows)
 
 
-def write_statistics(
-    out: Path, found: Coordinates, samples: Bank, base_classes: Sequence[str], base_sha256: str
-) -> None:
+def write_statistics(out: Path, space: Space, samples: Bank, base_classes: Sequence[str], base_sha256: str) -> None:
     """`statistics.safetensors` and its names, `statistics.json`, in `out`.
 
-    Tensors, float32: centre (1280,), centre1 (1280,), directions (64, 1280), means (classes, 1280), bank (n, 1280).
+    Tensors, float32: mean and plain_mean (1280,), directions (64, 1280), means (classes, 1280), bank (n, 1280).
     """
     arrays = {
-        "centre": found.centre,
-        "centre1": found.centre1,
-        "directions": found.directions,
-        "means": found.means,
+        "mean": space.coordinates.mean,
+        "plain_mean": space.plain_mean,
+        "directions": space.coordinates.directions,
+        "means": space.means,
         "bank": samples.features,
     }
     tensors = {k: torch.from_numpy(np.ascontiguousarray(v, np.float32)) for k, v in arrays.items()}
     names = {
         "base_sha256": base_sha256,
-        "radius": found.radius,
-        "within": found.within,
+        "radius": space.coordinates.radius,
+        "within": space.coordinates.within,
         "means": list(base_classes),
         "bank": samples.rows,
     }
