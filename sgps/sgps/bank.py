@@ -68,7 +68,11 @@ class Bank:
         try:
             classes = tuple(BankClass(**c) for c in json.loads(arrays["classes"].tobytes()))
             embedding, means, features = (np.asarray(arrays[n], np.float32) for n in ("embedding", "means", "features"))
-            label, apart, inside = arrays["label"].astype(np.int64), arrays["apart"].astype(bool), arrays["inside"].astype(bool)
+            label, apart, inside = (
+                arrays["label"].astype(np.int64),
+                arrays["apart"].astype(bool),
+                arrays["inside"].astype(bool),
+            )
             rows, ends, data = arrays["picture.row"], arrays["picture.end"], arrays["pictures"].tobytes()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the bank cannot be read: {error}") from error
@@ -84,7 +88,7 @@ class Bank:
         )
         if not fits:
             raise ValueError("the arrays of the bank do not fit each other")
-        starts = [0, *ends[:-1].tolist()]
+        starts = [0, *ends.tolist()][:-1]
         pictures = {int(r): data[a:b] for r, a, b in zip(rows, starts, ends.tolist(), strict=True)}
         return cls(classes, embedding, means, inside, features, label, apart, pictures)
 

@@ -3,15 +3,16 @@
 Outputs come in a fixed order: first the `named` ones (the diseases that were asked for), then their rivals. With the logits
 averaged over the views,
 
-    score of output c      s_c = l_c - 0.6 max over the other outputs of l_j
+    score of a named c     s_c = l_c - 0.6 max over the rivals of l_j; l_c where there are no rivals
     conformal p            p = (1 + number of public negatives whose score is at least s) / (n + 1)
     accepted               p <= the stated false-alarm level
     none of these          every logit is below `least`, or the one disease is ahead of its rivals and yet not accepted
 
-A logit is s |f - m| cos(f - m, v - m), so s_c is a centred cosine against the best rival, times the public scale s and the length of
+A logit is s |f - m| cos(f - m, v - m), so the score of one disease is a centred cosine against the best rival, times the public scale s and the length of
 the query's own feature: exactly computable from the exported network, without this package. (Divided by that length, which N logits
 do not give, it ranks no better: leave-one-class-out AUROC .745 against .739 on held-out lesions of four classes, .753 against .765
-on drawn ones. The weight 0.6 is the better of 0, 0.3, 0.6 and 1 on both sets together.)
+on drawn ones. The weight 0.6 is the best of 0, 0.3, 0.6 and 1 on both sets together. Between several named diseases nothing is subtracted: to tell
+their patients from others the largest logit alone is better by 1 to 6 points at one and five exemplars on real lesions.)
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from sgps.settings import Settings
 
 Array = NDArray[Any]
 RIVAL_WEIGHT = 0.6
-FORMULA = "s_c = l_c - 0.6 max(l_j, j != c); logits l averaged over the views"
+FORMULA = "s = l - 0.6 max(l of the rivals), or l without rivals; logits l averaged over the views"
 NONE = "none of these"
 _RIDGE = 1e-3  # of the logistic fit
 
@@ -76,8 +77,7 @@ class Calibration(Settings):
 
     def decide(self, logits: Array) -> "Decision":
         """Logits [n, N], averaged over views. A row's decision does not depend on the other rows."""
-        scores = score(logits)[:, : self.named]
-        best = scores.max(1)
+        best = score(logits, self.named).max(1)
         p = p_values(best, np.asarray(self.negatives))
         accepted = (p <= self.false_alarms) & (logits.max(1) >= self.least)
         top = logits.argmax(1)
@@ -104,11 +104,11 @@ class Decision:
     p: Array
 
 
-def score(logits: Array) -> Array:
-    """[n, N] -> [n, N]: each logit minus 0.6 times the largest of the others. N is at least 2."""
-    top = np.sort(logits, axis=1)[:, -2:]
-    other = np.where(logits == top[:, 1:], top[:, :1], top[:, 1:])
-    return np.asarray(logits - RIVAL_WEIGHT * other)
+def score(logits: Array, named: int) -> Array:
+    """[n, N] -> [n, named]: each named logit minus 0.6 times the largest of the rivals' (nothing where there are none)."""
+    if logits.shape[1] == named:
+        return np.asarray(logits)
+    return np.asarray(logits[:, :named] - RIVAL_WEIGHT * logits[:, named:].max(1, keepdims=True))
 
 
 def p_values(scores: Array, negatives: Array) -> Array:
@@ -129,7 +129,11 @@ def fit_logistic(scores: Array, positive: Array, weight: Array) -> tuple[float, 
         w -= step
         if np.abs(step).max() < 1e-8:
             break
-    return (float(w[0]), float(w[1])) if w[0] > 0 else (0.0, float(np.log(weight[positive].sum() / weight[~positive].sum())))
+    return (
+        (float(w[0]), float(w[1]))
+        if w[0] > 0
+        else (0.0, float(np.log(weight[positive].sum() / weight[~positive].sum())))
+    )
 
 
 def fit_temperature(logits: Sequence[Array], labels: Sequence[Array]) -> float:

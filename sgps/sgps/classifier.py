@@ -136,7 +136,9 @@ class Classifier:
     def save(self, folder: Path) -> None:
         """Write the model folder whole or not at all. Raises InputError when it exists."""
         with new_folder(folder, mode=0o700) as work:
-            weights = safetensors.torch.save({n: t.contiguous() for n, t in sorted(self.state.items())}, {"format": "pt"})
+            weights = safetensors.torch.save(
+                {n: t.contiguous() for n, t in sorted(self.state.items())}, {"format": "pt"}
+            )
             for name, data in (
                 (WEIGHTS, weights),
                 (CONFIG, json.dumps(self._timm_config(), indent=1).encode()),
@@ -167,7 +169,9 @@ class Classifier:
             out = cls(record, safetensors.torch.load(weights))
             _ = out.network
         except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
-            raise InputError("does not hold the tensors of its architecture", where=folder / WEIGHTS, do=again) from error
+            raise InputError(
+                "does not hold the tensors of its architecture", where=folder / WEIGHTS, do=again
+            ) from error
         return out
 
     def _timm_config(self) -> dict[str, Any]:

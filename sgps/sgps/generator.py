@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from sgps.target import CHANNEL, RANK, TAPS, Coefficients
 
 PARTS = ("body", "head", "text")
-BOUNDS = (0.03, 0.05, 0.02)  # largest coefficient of core, chan, tap: wider destroys trained features (generator note, 5.3)
+BOUNDS = (
+    0.03,
+    0.05,
+    0.02,
+)  # largest coefficient of core, chan, tap: wider destroys trained features (generator note, 5.3)
 TEXT = 384  # width of a sentence embedding
 HEADS, BOTTLENECK = 4, 32
 MOST_SHOTS = 10.0  # a class of more exemplars says so to its token no louder than this
@@ -30,7 +34,7 @@ MOST_SHOTS = 10.0  # a class of more exemplars says so to its token no louder th
 class ClassInputs:
     """What is known of N classes.
 
-    features [N, f]: prototype under the base. shots [N]: exemplars and own patients behind it. row [N, k]: class memory in public
+    features [N, f]: prototype under the base, memory blended in. shots [N]: exemplars and own patients behind it. row [N, k]: class memory in public
     coordinates divided by the radius. worth [N]: 0 where no row is used. text [N, 384], attributes [N, a]: clinical text.
     """
 
@@ -56,7 +60,13 @@ class Generator(nn.Module):
         self.memory = nn.Linear(coordinates + 1, width, bias=False)
         self.shots = nn.Parameter(0.1 * torch.randn(width))
         self.layer = nn.Parameter(torch.randn(layers, width))
-        options = {"dim_feedforward": 2 * width, "dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        options = {
+            "dim_feedforward": 2 * width,
+            "dropout": 0.0,
+            "activation": "gelu",
+            "batch_first": True,
+            "norm_first": True,
+        }
         self.encoder = nn.ModuleList(nn.TransformerEncoderLayer(width, HEADS, **options) for _ in range(depth))  # type: ignore[arg-type]
         self.decoder = nn.ModuleList(nn.TransformerDecoderLayer(width, HEADS, **options) for _ in range(depth))  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(width)
@@ -94,7 +104,12 @@ class Generator(nn.Module):
         worth = c.worth.unsqueeze(-1)
         x = x + self.memory(torch.cat([c.row * worth / (1 + worth), torch.log1p(worth)], -1))
         if "text" in parts:
-            x = x + self.sentence(F.layer_norm(c.text, c.text.shape[-1:])) + self.attribute(c.attributes) + self.text_kind
+            x = (
+                x
+                + self.sentence(F.layer_norm(c.text, c.text.shape[-1:]))
+                + self.attribute(c.attributes)
+                + self.text_kind
+            )
         x = x.unsqueeze(0)
         for layer in self.encoder:
             x = layer(x)
@@ -113,7 +128,13 @@ class Generator(nn.Module):
         return Coefficients(core.view(n, RANK, RANK), chan.view(n, 4, CHANNEL), tap.view(n, TAPS, CHANNEL))
 
     def head(
-        self, prototypes: Tensor, c: ClassInputs, tokens: Tensor, centre: Tensor, scale: float, parts: Collection[str] = PARTS
+        self,
+        prototypes: Tensor,
+        c: ClassInputs,
+        tokens: Tensor,
+        centre: Tensor,
+        scale: float,
+        parts: Collection[str] = PARTS,
     ) -> tuple[Tensor, Tensor]:
         """Prototypes [N, f] -> weight [N, f] and bias [N] of a stock linear layer (generator note, section 6, A = I).
 

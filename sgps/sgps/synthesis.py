@@ -118,14 +118,20 @@ class Synthesizer:
     def __init__(self, release: Release) -> None:
         """Raises SignatureError when the parts of the release, or the installed text encoder, do not fit its manifest."""
         self.release, self.encoder, self.bank = release, ImageEncoder(release), Bank.of(release)
-        self.catalogue, self.memory, self.text = Catalogue.load(release.folder / CATALOGUE), release.memory(), TextEncoder()
+        self.catalogue, self.memory, self.text = (
+            Catalogue.load(release.folder / CATALOGUE),
+            release.memory(),
+            TextEncoder(),
+        )
         a = release.manifest.architecture
         where, again = release.folder / GENERATOR, "get the release again"
         if encoder_sha256(release.tensors(GENERATOR, "base."), a, self.memory) != release.manifest.encoder_sha256:
             raise SignatureError("base network and coordinates are not those of the manifest", where=where, do=again)
         if self.text.sha256 != release.manifest.text_encoder.sha256:
             name = release.manifest.text_encoder.name
-            raise SignatureError(f"the release needs the text encoder {name}", where=self.text.folder, do="install its version")
+            raise SignatureError(
+                f"the release needs the text encoder {name}", where=self.text.folder, do="install its version"
+            )
         if unknown := sorted(set(a.learned) - set(PARTS)):
             raise SignatureError(f"unknown learned part {unknown[0]}", where=where, do="update the program")
         if len(self.bank.classes) < 2 or self.bank.features.shape[1] != self.encoder.target.width:
@@ -155,8 +161,12 @@ class Synthesizer:
         """All weights, without calibration. Arguments and errors are those of the module's `synthesize`."""
         start = time.perf_counter()
         asked = self._asked(exemplars, texts, own or {}, memory or self.memory)
-        base = [self.encoder.features(d.images) for d in asked]  # one by one: a class does not depend on the others' batch
-        means = np.stack([np.concatenate([b, d.own.astype(np.float32)]).mean(0) for b, d in zip(base, asked, strict=True)])
+        base = [
+            self.encoder.features(d.images) for d in asked
+        ]  # one by one: a class does not depend on the others' batch
+        means = np.stack(
+            [np.concatenate([b, d.own.astype(np.float32)]).mean(0) for b, d in zip(base, asked, strict=True)]
+        )
         prototypes = np.stack([blend(m, d.lifted, d.worth, d.shots) for m, d in zip(means, asked, strict=True)])
         embedded = self.text.embed([d.text for d in asked])
         domain, notes = self._domain(asked[0], prototypes[0])
@@ -164,19 +174,31 @@ class Synthesizer:
         others = [i for i in self.bank.of_domain(domain) if i not in itself]
         if not others:
             others = [i for i in range(len(self.bank.classes)) if i not in itself]
-            notes.append(f"the reference bank holds nothing else of the kind {domain}: rivals and negatives are of other kinds")
+            notes.append(
+                f"the reference bank holds nothing else of the kind {domain}: rivals and negatives are of other kinds"
+            )
         beside = choose(self.bank, others, prototypes[0], embedded[0], self.centre, rivals) if len(asked) == 1 else []
         beside.sort(key=lambda i: self.bank.classes[i].id)
         if len(asked) == 1 and not beside:
             raise InputError("one disease needs at least one rival", where="rivals", do="ask for one or more")
 
-        inputs = self._inputs(asked, means, embedded, beside, domain)
+        inputs = self._inputs(asked, prototypes, embedded, beside, domain)
         body, tokens = self._body(inputs)
         moved, shift, cosine = self._moves(asked, base, domain, body)
         all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside] + shift]).astype(np.float32)
         weight, bias = self._head(torch.from_numpy(all_of_them), inputs, tokens)
         return Composition(
-            tuple(asked), weight, bias, body, tuple(beside), tuple(others), domain, shift, cosine, tuple(notes), time.perf_counter() - start
+            tuple(asked),
+            weight,
+            bias,
+            body,
+            tuple(beside),
+            tuple(others),
+            domain,
+            shift,
+            cosine,
+            tuple(notes),
+            time.perf_counter() - start,
         )
 
     @torch.inference_mode()
@@ -229,7 +251,11 @@ class Synthesizer:
         return Classifier(record, state)
 
     def _asked(
-        self, exemplars: Mapping[str, Sequence[Image]], texts: Mapping[str, str], own: Mapping[str, Array], memory: Memory
+        self,
+        exemplars: Mapping[str, Sequence[Image]],
+        texts: Mapping[str, str],
+        own: Mapping[str, Array],
+        memory: Memory,
     ) -> list[_Asked]:
         """The diseases in an order of their own, so that the caller's order cannot change a number."""
         if not exemplars:
@@ -244,12 +270,16 @@ class Synthesizer:
         for key, images in exemplars.items():
             entry = self.catalogue.find(key)
             if not key.strip() or not images:
-                raise InputError("needs a name and at least one picture", where=key or "exemplars", do="give an exemplar")
+                raise InputError(
+                    "needs a name and at least one picture", where=key or "exemplars", do="give an exemplar"
+                )
             if entry is not None and (twin := seen.setdefault(entry.id, key)) != key:
                 raise InputError(f"is the same disease as {twin}", where=key, do="give their pictures under one name")
             text = (texts.get(key) or (entry.text if entry else "")).strip()
             if not text:
-                raise InputError("is not in the catalogue and has no clinical text", where=key, do="describe it in a sentence")
+                raise InputError(
+                    "is not in the catalogue and has no clinical text", where=key, do="describe it in a sentence"
+                )
             patients = np.asarray(own.get(key, np.zeros((0, self.encoder.target.width))))
             if patients.ndim != 2 or patients.shape[1] != self.encoder.target.width or not np.isfinite(patients).all():
                 raise InputError("are not features of this release's base network", where=f"own patients of {key}")
@@ -265,18 +295,26 @@ class Synthesizer:
         if first.entry is None or first.entry.domain not in self.bank.domains:
             return looks, []
         domain = first.entry.domain
-        return domain, [f"the exemplar of {first.key} looks more like {looks} than like {domain}"] if looks != domain else []
+        return domain, [
+            f"the exemplar of {first.key} looks more like {looks} than like {domain}"
+        ] if looks != domain else []
 
-    def _inputs(self, asked: Sequence[_Asked], means: Array, embedded: Array, beside: Sequence[int], domain: str) -> ClassInputs:
+    def _inputs(
+        self, asked: Sequence[_Asked], prototypes: Array, embedded: Array, beside: Sequence[int], domain: str
+    ) -> ClassInputs:
         """What the generator sees of every output, the named ones first."""
         classes = [self.bank.classes[i] for i in beside]
         k = len(self.memory.coordinates.directions)
         signs = [
-            vector(d.entry.attributes if d.entry and d.text == d.entry.text else _signs(d.text, d.entry.domain if d.entry else domain))
+            vector(
+                d.entry.attributes
+                if d.entry and d.text == d.entry.text
+                else _signs(d.text, d.entry.domain if d.entry else domain)
+            )
             for d in asked
         ] + [vector(_signs(c.text, c.domain)) for c in classes]
         columns = (
-            np.concatenate([means, self.bank.means[beside]]),
+            np.concatenate([prototypes, self.bank.means[beside]]),
             np.array([d.shots for d in asked] + [int((self.bank.label == i).sum()) for i in beside]),
             np.concatenate([np.stack([d.row for d in asked]), np.zeros((len(beside), k))]),
             np.array([d.worth for d in asked] + [0.0] * len(beside)),
@@ -320,7 +358,9 @@ class Synthesizer:
         centre = torch.from_numpy(self.centre)
         if self.generator is None or tokens is None:
             return linear_head(prototypes, centre, self.scale)
-        return self.generator.head(prototypes, inputs, tokens, centre, self.scale, self.release.manifest.architecture.learned)
+        return self.generator.head(
+            prototypes, inputs, tokens, centre, self.scale, self.release.manifest.architecture.learned
+        )
 
     def _calibrate(self, c: "Composition", false_alarms: float, rivals: int) -> tuple[Calibration, tuple[str, ...]]:
         bank, named, others, beside = self.bank, len(c.asked), c.others, c.beside
@@ -339,7 +379,14 @@ class Synthesizer:
             )
         found = logits(calibrating) + self._without_itself(calibrating, named, beside)
         from_scores = Calibration(
-            named=named, false_alarms=false_alarms, negatives=(), least=-1e9, slope=0, offset=0, temperature=1, measured=()
+            named=named,
+            false_alarms=false_alarms,
+            negatives=(),
+            least=-1e9,
+            slope=0,
+            offset=0,
+            temperature=1,
+            measured=(),
         ).decide(found)
         shots = float(np.mean([d.shots + d.worth for d in c.asked]))
         r = rehearse(bank, c.domain, shots, named, rivals, self.centre, self.scale)
@@ -356,7 +403,9 @@ class Synthesizer:
         wrong = calibration.decide(logits(apart)).accepted
         label = bank.label[apart]
         measured = [Share.of("all", int(wrong.sum()), len(wrong))]
-        measured += [Share.of(bank.classes[i].name, int(wrong[label == i].sum()), int((label == i).sum())) for i in others]
+        measured += [
+            Share.of(bank.classes[i].name, int(wrong[label == i].sum()), int((label == i).sum())) for i in others
+        ]
         return calibration.model_copy(update={"measured": tuple(measured)}), r.classes
 
     def _without_itself(self, rows: Array, named: int, beside: Sequence[int]) -> Array:

@@ -135,7 +135,9 @@ def factors(net: nn.Module, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class Target:
     """The frozen side of the generator: base tensors, fixed factors, coefficients -> all tensors of a network."""
 
-    def __init__(self, architecture: str, base: Mapping[str, Tensor], fixed: Mapping[str, Tensor], seed: int = 0) -> None:
+    def __init__(
+        self, architecture: str, base: Mapping[str, Tensor], fixed: Mapping[str, Tensor], seed: int = 0
+    ) -> None:
         """base: state dict of the timm network without classifier; fixed: from `factors`.
 
         Raises ValueError when names or shapes do not fit the architecture.
@@ -160,7 +162,12 @@ class Target:
                 continue
             width = self.base[layer.conv + ".weight"][0].numel()
             pair = [fixed.get(layer.conv + end) for end in FACTORS]
-            if pair[0] is None or pair[1] is None or pair[0].shape != (layer.outputs, RANK) or pair[1].shape != (RANK, width):
+            if (
+                pair[0] is None
+                or pair[1] is None
+                or pair[0].shape != (layer.outputs, RANK)
+                or pair[1].shape != (RANK, width)
+            ):
                 raise ValueError(f"the fixed factors of {layer.conv} do not fit")
             self._fixed[layer.conv] = (pair[0].float(), pair[1].float())
 
@@ -205,4 +212,6 @@ class Target:
     def export(self, body: Mapping[str, Tensor] | None, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
         """State dict of the stock timm network with N outputs. weight [N, f], bias [N]; only the step counters are the base's."""
         state = {n: (body or {}).get(n, t) for n, t in self.base.items()}
-        return {n: t.detach().clone() for n, t in {**state, "classifier.weight": weight, "classifier.bias": bias}.items()}
+        return {
+            n: t.detach().clone() for n, t in {**state, "classifier.weight": weight, "classifier.bias": bias}.items()
+        }
