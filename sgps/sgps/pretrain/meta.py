@@ -49,7 +49,7 @@ def read_space(base: Path, pool: MetaPool) -> Space:
     tensors = load_state(base / "statistics.safetensors")
     try:
         names = json.loads((base / "statistics.json").read_text())
-        centre, directions = tensors["centre"].float(), tensors["directions"].float()
+        centre, directions = tensors["mean"].float(), tensors["directions"].float()
         radius, within = float(names["radius"]), float(names["within"])
     except (OSError, ValueError, KeyError) as error:
         raise InputError("holds no statistics of a base network", where=base, do="run sgps pretrain base") from error
