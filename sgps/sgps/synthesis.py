@@ -22,7 +22,6 @@ from torch import Tensor
 
 from sgps.attributes import NAMES, VOCABULARIES, parse, vector
 from sgps.bank import Bank
-from sgps.calibration import Calibration, Share
 from sgps.catalogue import Catalogue, Entry
 from sgps.classifier import Classifier, Record
 from sgps.encoders import ImageEncoder, TextEncoder
@@ -31,8 +30,9 @@ from sgps.generator import PARTS, ClassInputs, Generator, linear_head
 from sgps.images import decode
 from sgps.memory import Memory, blend
 from sgps.origin import Disease, Origin
+from sgps.rehearsal import Judged, calibrate
 from sgps.release import BANK, CATALOGUE, GENERATOR, Release, encoder_sha256
-from sgps.rivals import choose, domain_of, rehearse, same_disease, unit
+from sgps.rivals import choose, domain_of, same_disease, unit
 
 Array = NDArray[Any]
 RIVALS, FALSE_ALARMS = 5, 0.10
@@ -161,9 +161,8 @@ class Synthesizer:
         """All weights, without calibration. Arguments and errors are those of the module's `synthesize`."""
         start = time.perf_counter()
         asked = self._asked(exemplars, texts, own or {}, memory or self.memory)
-        base = [
-            self.encoder.features(d.images) for d in asked
-        ]  # one by one: a class does not depend on the others' batch
+        # one by one: what is made of a class does not depend on the batch of the others
+        base = [self.encoder.features(d.images) for d in asked]
         means = np.stack(
             [np.concatenate([b, d.own.astype(np.float32)]).mean(0) for b, d in zip(base, asked, strict=True)]
         )
@@ -214,7 +213,7 @@ class Synthesizer:
         """See the module's function."""
         start = time.perf_counter()
         c = self.compose(exemplars, texts, own=own, memory=memory, rivals=rivals)
-        calibration, rehearsed = self._calibrate(c, false_alarms, rivals)
+        calibration, rehearsed = calibrate(self.judged(c, rivals), false_alarms)
         order = [next(i for i, d in enumerate(c.asked) if d.key == key) for key in exemplars]
         order += range(len(c.asked), len(c.asked) + len(c.beside))
         state = self.encoder.target.export(c.body, c.weight[order], c.bias[order])
@@ -362,64 +361,22 @@ class Synthesizer:
             prototypes, inputs, tokens, centre, self.scale, self.release.manifest.architecture.learned
         )
 
-    def _calibrate(self, c: "Composition", false_alarms: float, rivals: int) -> tuple[Calibration, tuple[str, ...]]:
-        bank, named, others, beside = self.bank, len(c.asked), c.others, c.beside
-        weight, bias, shift = c.weight.numpy(), c.bias.numpy(), c.shift
-
-        def logits(rows: Array) -> Array:
-            return np.asarray((bank.features[rows] + shift) @ weight.T + bias, dtype=np.float64)
-
-        calibrating, apart = (bank.samples(others, apart=half) for half in (False, True))
-        least_level = 1 / (len(calibrating) + 1)
-        if not least_level <= false_alarms < 1:
-            raise InputError(
-                f"cannot be supported by {len(calibrating)} public negatives",
-                where=f"false-alarm level {false_alarms:g}",
-                do=f"state a level from {least_level:.3f} to below 1",
-            )
-        found = logits(calibrating) + self._without_itself(calibrating, named, beside)
-        from_scores = Calibration(
-            named=named,
-            false_alarms=false_alarms,
-            negatives=(),
-            least=-1e9,
-            slope=0,
-            offset=0,
-            temperature=1,
-            measured=(),
-        ).decide(found)
-        shots = float(np.mean([d.shots + d.worth for d in c.asked]))
-        r = rehearse(bank, c.domain, shots, named, rivals, self.centre, self.scale)
-        calibration = Calibration(
-            named=named,
-            false_alarms=false_alarms,
-            negatives=tuple(sorted(float(f"{s:.6g}") for s in from_scores.score)),
-            least=r.least,
-            slope=r.slope,
-            offset=r.offset,
-            temperature=r.temperature,
-            measured=(),
+    def judged(self, c: Composition, rivals: int = RIVALS) -> Judged:
+        """A composition as the bank judges it."""
+        return Judged(
+            bank=self.bank,
+            centre=self.centre,
+            scale=self.scale,
+            weight=c.weight.numpy(),
+            bias=c.bias.numpy(),
+            named=len(c.asked),
+            beside=c.beside,
+            others=c.others,
+            domain=c.domain,
+            shift=c.shift,
+            shots=float(np.mean([d.shots + d.worth for d in c.asked])),
+            rivals=rivals,
         )
-        wrong = calibration.decide(logits(apart)).accepted
-        label = bank.label[apart]
-        measured = [Share.of("all", int(wrong.sum()), len(wrong))]
-        measured += [
-            Share.of(bank.classes[i].name, int(wrong[label == i].sum()), int((label == i).sum())) for i in others
-        ]
-        return calibration.model_copy(update={"measured": tuple(measured)}), r.classes
-
-    def _without_itself(self, rows: Array, named: int, beside: Sequence[int]) -> Array:
-        """Change of the logits [n, N] when no sample is part of its own class's mean, as no new patient is."""
-        out = np.zeros((len(rows), named + len(beside)))
-        for column, place in enumerate(beside, start=named):
-            mine = np.flatnonzero(self.bank.label[rows] == place)
-            n = len(self.bank.samples([place], apart=False))
-            if not self.bank.inside[place] or n < 2:
-                continue
-            f, mean = self.bank.features[rows[mine]], self.bank.means[place]
-            alone = unit((n * mean - f) / (n - 1) - self.centre)
-            out[mine, column] = self.scale * ((f - self.centre) * (alone - unit(mean - self.centre))).sum(1)
-        return out
 
     def _labels(self, keys: Sequence[str], beside: Sequence[int]) -> tuple[str, ...]:
         taken, out = {k.casefold() for k in keys}, list(keys)

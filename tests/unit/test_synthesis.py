@@ -9,6 +9,7 @@ from sgps.bank import Bank
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError, SignatureError
 from sgps.memory import Memory, blend
+from sgps.rehearsal import without_itself
 from sgps.rivals import choose, domain_of, same_disease, unit
 from sgps.synthesis import Synthesizer, synthesize
 
@@ -153,7 +154,8 @@ def test_a_calibrating_sample_is_not_in_its_own_rival(small_release, drawn):
     release = small_release()
     s = Synthesizer(release)
     rows = s.bank.samples(range(8), apart=False)
-    change = s._without_itself(rows, 1, [0, 5])
+    judged = s.judged(s.compose({"a": drawn(600)}, {"a": TEXTS["a"]}))
+    change = without_itself(dataclasses.replace(judged, beside=[0, 5]), rows)
     place = int(np.flatnonzero(s.bank.label[rows] == 5)[0])
     mates = [r for r in s.bank.samples([5], apart=False) if r != rows[place]]
     f, centre = s.bank.features[rows[place]] - s.centre, s.centre

@@ -1,0 +1,174 @@
+"""What the bank says about a new classifier: threshold, measured false alarms, and the odds that a score is worth.
+
+Only public samples are used. One half of every bank class calibrates; the other half is kept apart and measures false alarms.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgps.bank import Bank
+from sgps.calibration import Calibration, Share, fit_logistic, fit_temperature, score
+from sgps.errors import InputError
+from sgps.rivals import choose, unit
+
+Array = NDArray[Any]
+_FEW_CLASSES, _DRAWN = 8, "drawn"
+_DRAWS, _EPISODES = 4, 40
+_LEAST = 0.05  # share of queries that may be like none of the outputs though their class is one
+_NO_LEAST = -1e9
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A classifier to be judged by the bank: N outputs, the first `named` of them asked for, then the bank classes `beside`.
+
+    weight [N, f], bias [N]. others: bank classes that are negatives. shift [f]: what a generated body adds to the bank's features.
+    shots: exemplars, own patients and worth of the class memory behind a disease, on average. rivals: as many were asked for.
+    """
+
+    bank: Bank
+    centre: Array
+    scale: float
+    weight: Array
+    bias: Array
+    named: int
+    beside: Sequence[int]
+    others: Sequence[int]
+    domain: str
+    shift: Array
+    shots: float
+    rivals: int
+
+
+def calibrate(j: Judged, false_alarms: float) -> tuple[Calibration, tuple[str, ...]]:
+    """The calibration at a stated false-alarm level, and the ids of the classes that played the disease.
+
+    Raises InputError when the bank has too few negatives for the level.
+    """
+    bank = j.bank
+    calibrating, apart = (bank.samples(j.others, apart=half) for half in (False, True))
+    least_level = 1 / (len(calibrating) + 1)
+    if not least_level <= false_alarms < 1:
+        raise InputError(
+            f"cannot be supported by {len(calibrating)} public negatives",
+            where=f"false-alarm level {false_alarms:g}",
+            do=f"state a level from {least_level:.3f} to below 1",
+        )
+    scores = score(_outputs(j, calibrating) + without_itself(j, calibrating), j.named).max(1)
+    r = rehearse(j)
+    calibration = Calibration(
+        named=j.named,
+        false_alarms=false_alarms,
+        negatives=tuple(sorted(float(f"{s:.6g}") for s in scores)),
+        least=r.least,
+        slope=r.slope,
+        offset=r.offset,
+        temperature=r.temperature,
+        measured=(),
+    )
+    wrong, label = calibration.decide(_outputs(j, apart)).accepted, bank.label[apart]
+    measured = [Share.of("all", int(wrong.sum()), len(wrong))]
+    measured += [
+        Share.of(bank.classes[i].name, int(wrong[label == i].sum()), int((label == i).sum())) for i in j.others
+    ]
+    return calibration.model_copy(update={"measured": tuple(measured)}), r.classes
+
+
+def _outputs(j: Judged, rows: Array) -> Array:
+    return np.asarray((j.bank.features[rows] + j.shift) @ j.weight.T + j.bias, dtype=np.float64)
+
+
+def without_itself(j: Judged, rows: Array) -> Array:
+    """Change of the logits [n, N] when no sample is part of its own class's mean, as no new patient is."""
+    bank, out = j.bank, np.zeros((len(rows), j.named + len(j.beside)))
+    for column, place in enumerate(j.beside, start=j.named):
+        mine = np.flatnonzero(bank.label[rows] == place)
+        n = len(bank.samples([place], apart=False))
+        if bank.inside[place] and n > 1:
+            f, mean = bank.features[rows[mine]], bank.means[place]
+            alone = unit((n * mean - f) / (n - 1) - j.centre)
+            out[mine, column] = j.scale * ((f - j.centre) * (alone - unit(mean - j.centre))).sum(1)
+    return out
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a score is worth on public classes that played the disease in turn (`Calibration` says what the numbers mean)."""
+
+    slope: float
+    offset: float
+    temperature: float
+    least: float
+    classes: tuple[str, ...]
+
+
+def rehearse(j: Judged) -> Rehearsal:
+    """Play the same task with public classes: each in turn is the disease, made of as many of its own samples.
+
+    Only the half of the bank that calibrates is used, and plain prototypes. A domain of few classes is joined by the drawn ones, as
+    tasks of their own.
+    """
+    domains = [j.domain]
+    if len(j.bank.of_domain(j.domain)) < _FEW_CLASSES and _DRAWN in j.bank.domains and j.domain != _DRAWN:
+        domains.append(_DRAWN)
+    random = np.random.default_rng(0)
+    return _one(j, domains, random) if j.named == 1 else _several(j, domains, random)
+
+
+def _logits(j: Judged, prototypes: Array, rows: Array) -> Array:
+    return np.asarray((j.bank.features[rows] - j.centre) @ unit(prototypes - j.centre).T * j.scale)
+
+
+def _take(j: Judged, place: int, random: np.random.Generator) -> tuple[Array, Array]:
+    """Rows of exemplars and of queries of one class."""
+    rows = random.permutation(j.bank.samples([place], apart=False))
+    k = int(np.clip(round(j.shots), 1, len(rows) // 2))
+    return rows[:k], rows[k:]
+
+
+def _one(j: Judged, domains: Sequence[str], random: np.random.Generator) -> Rehearsal:
+    bank = j.bank
+    scores, truth, weight, tops, used = [], [], [], [], []
+    for domain in domains:
+        members = bank.of_domain(domain)
+        for place in members if len(members) > 1 else []:
+            others = [i for i in members if i != place]
+            negatives = bank.samples(others, apart=False)
+            for _ in range(_DRAWS):
+                exemplars, positives = _take(j, place, random)
+                prototype = bank.features[exemplars].mean(0)
+                beside = choose(bank, others, prototype, unit(bank.embedding[place]), j.centre, j.rivals)
+                prototypes = np.vstack([prototype[None], bank.means[beside]])
+                logits = _logits(j, prototypes, np.concatenate([positives, negatives]))
+                yes = np.arange(len(logits)) < len(positives)
+                scores.append(score(logits, 1)[:, 0])
+                truth.append(yes)
+                weight.append(np.where(yes, 0.5 / yes.sum(), 0.5 / (~yes).sum()))
+                if domain == j.domain:
+                    tops.append(logits[yes].max(1))
+            used.append(bank.classes[place].id)
+    if not scores:
+        return Rehearsal(0.0, 0.0, 1.0, _NO_LEAST, ())
+    slope, offset = fit_logistic(np.concatenate(scores), np.concatenate(truth), np.concatenate(weight))
+    least = float(np.quantile(np.concatenate(tops), _LEAST)) if tops else _NO_LEAST
+    return Rehearsal(slope, offset, 1.0, least, tuple(used))
+
+
+def _several(j: Judged, domains: Sequence[str], random: np.random.Generator) -> Rehearsal:
+    members = [i for d in domains for i in j.bank.of_domain(d)]
+    ways = min(j.named, len(members))
+    if ways < 2:
+        return Rehearsal(0.0, 0.0, 1.0, _NO_LEAST, ())
+    logits, labels = [], []
+    for _ in range(_EPISODES):
+        drawn = [_take(j, int(i), random) for i in random.choice(members, ways, replace=False)]
+        prototypes = np.stack([j.bank.features[exemplars].mean(0) for exemplars, _ in drawn])
+        logits.append(_logits(j, prototypes, np.concatenate([queries for _, queries in drawn])))
+        labels.append(np.repeat(np.arange(ways), [len(queries) for _, queries in drawn]))
+    least = float(np.quantile(np.concatenate([z.max(1) for z in logits]), _LEAST))
+    used = tuple(j.bank.classes[i].id for i in members)
+    return Rehearsal(0.0, 0.0, fit_temperature(logits, labels), least, used)
