@@ -54,8 +54,7 @@ def check(
     """Raises Rejected with the first thing that is wrong. key: the site's registered public key, PEM."""
     if set(fields) != set(egress.FIELDS):
         raise Rejected("fields")
-    receipt = str(fields["receipt"])
-    receipt = receipt if len(receipt) == 64 and set(receipt) <= _HEX else ""
+    receipt = receipt_of(fields)
     if fields["status"] in CODES:  # a site that could not open the plan refuses without naming it
         raise Rejected(str(fields["status"]), refusal=True)
     if fields["plan"] != plan.sha256():
@@ -72,6 +71,12 @@ def check(
         plan.round, site, arrays[ROWS], arrays[COUNTS], Terms.from_mapping(plan.terms).sigma, receipt, str(fields["statement"]),
         str(fields["signature"]), key,
     )  # fmt: skip
+
+
+def receipt_of(fields: Mapping[str, str | int]) -> str:
+    """The ledger's receipt that a reply carries, or ""."""
+    found = fields.get("receipt")
+    return found if isinstance(found, str) and len(found) == 64 and set(found) <= _HEX else ""
 
 
 def _check_content(

@@ -28,6 +28,7 @@ from sgps_server.strategy import RowsStrategy
 POLL, LOOK = 0.1, 0.5  # seconds between looks for replies, and at who is there
 REMIND = 60.0  # seconds after which a wait is reported again
 PAUSE = 2.0  # seconds between two attempts
+PASSING = {"busy", "plan_time", "error", "unreadable"}  # codes that may be gone at the next attempt
 
 
 class Stopped(Exception):
@@ -60,6 +61,9 @@ class Rounds:
             self._checkpoint.contributions,
         )
         self._online: set[str] = set()
+        self._no: dict[
+            str, str
+        ] = {}  # site -> code with which it refused this round, or its reply was rejected: for good
         self._looked = 0.0
         board.set(round=self._checkpoint.state.done, release=release.folder.name)
 
@@ -78,6 +82,7 @@ class Rounds:
 
     def _round(self, number: int) -> None:
         self._open(number)
+        self._no = {}
         owed = set(
             self._opened().sites
         )  # asked by a process before this one: they may have paid, so they are asked once more
@@ -91,15 +96,27 @@ class Rounds:
             if self._enough(number):
                 self._checkpoint.save(open=self._opened().model_copy(update={"closing": True}))
                 break
+            self._hopeless(number)
             self._pause(PAUSE)
         if not self._opened().closing:
-            have = len(self._contributed(number))
-            raise StateError(
-                f"round {number} has {have} of {self._settings.quorum} contributions after {self._settings.attempts} attempts",
-                where=self._folder.root,
-                do="see `sgps-server status` and the log; start again to try again",
-            )
+            raise self._failed(number, f"after {self._settings.attempts} attempts")
         self._close(number)
+
+    def _hopeless(self, number: int) -> None:
+        """A site that refused would refuse again, and one whose reply was rejected would send the same bytes: neither is asked again.
+        Raises StateError when the others are too few."""
+        can = {n for n, s in self._registry.sites().items() if s.role == "contribute"} - self._no.keys()
+        if len(can | set(self._contributed(number))) < self._settings.quorum:
+            raise self._failed(number, "and cannot get more")
+
+    def _failed(self, number: int, how: str) -> StateError:
+        have, no = len(self._contributed(number)), ", ".join(f"{n}: {c}" for n, c in sorted(self._no.items()))
+        return StateError(
+            f"round {number} has {have} of {self._settings.quorum} contributions {how}"
+            + (f"; no from {no}" if no else ""),
+            where=self._folder.root,
+            do="see `sgps-server status` and the log; start again to try again",
+        )
 
     def _open(self, number: int) -> None:
         state = self._checkpoint.state
@@ -131,12 +148,12 @@ class Rounds:
         return plan, signed
 
     def _contributors(self) -> dict[int, tuple[str, str]]:
-        """Node id -> (site, key) of enrolled sites that may contribute."""
+        """Node id -> (site, key) of enrolled sites that may contribute to the open round."""
         sites = self._registry.sites()
         return {
             node: (name, sites[name].key)
             for node, name in self._roster.names().items()
-            if name in sites and sites[name].role == "contribute"
+            if name in sites and sites[name].role == "contribute" and name not in self._no
         }
 
     def look(self) -> set[str]:
@@ -247,6 +264,8 @@ class Rounds:
         except Rejected as error:
             if error.receipt:
                 self._checkpoint.receipt(site, error.receipt)
+            if error.code not in PASSING:
+                self._no[site] = error.code
             event = "refusal" if error.refusal else "rejected"
             self._audit.add(event, round=number, attempt=attempt, site=site, code=error.code)
             self._report(event, round=number, site=site, code=error.code)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flwr.app import Array as FlowerArray
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -11,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 
 from sgps.memory import Array, Contribution, Memory, pool
 from sgps.plan import Plan, SignedPlan
-from sgps_server.replies import Accepted, Rejected, check
+from sgps_server.replies import Accepted, Rejected, check, receipt_of
 
 MakePlan = Callable[[int, Sequence[str]], tuple[Plan, SignedPlan]]
 Sites = Callable[[], Mapping[int, tuple[str, str]]]
@@ -78,10 +79,17 @@ class RowsStrategy(Strategy):
             raise Rejected("unreadable")
         if reply.has_error():
             raise Rejected("error")
-        arrays, fields = read(reply.content, self._shapes)
+        record, fields = records(reply.content)
         site, key = self.sender(reply, fields)
         if site not in self.plan.sites:
             raise Rejected("not_a_participant")
+        try:
+            arrays = decode(record, self._shapes)
+        except (
+            Rejected
+        ) as error:  # a payload that makes no sense has left the site all the same: its receipt goes into the echo
+            receipt = receipt_of(fields) if fields.get("plan") == self.plan.sha256() else ""
+            raise Rejected(error.code, receipt=receipt) from None
         accepted = check(site, key, self.plan, self._shapes, arrays, fields, self._most_patients)
         self.pooled[(accepted.round, accepted.site)] = Contribution(accepted.rows, accepted.counts, accepted.sigma)
         return accepted
@@ -122,17 +130,25 @@ def to_record(arrays: Mapping[str, Array]) -> ArrayRecord:
     return ArrayRecord({name: FlowerArray(array) for name, array in arrays.items()})
 
 
-def read(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Array], dict[str, str | int]]:
-    """A reply's content as plain arrays and fields. Raises Rejected.
-
-    Flower decodes an array when it is asked for, from bytes that a site chose: sizes are compared first, and any error of the
-    decoder is the site's.
-    """
+def records(content: RecordDict) -> tuple[ArrayRecord, dict[str, str | int]]:
+    """A reply's arrays, not decoded yet, and its fields. Raises Rejected."""
     if set(content) != {"arrays", "reply"}:
         raise Rejected("records")
     record, config = content["arrays"], content["reply"]
     if not isinstance(record, ArrayRecord) or not isinstance(config, ConfigRecord):
         raise Rejected("records")
+    fields: dict[str, Any] = dict(config.items())
+    if any(isinstance(v, bool) or not isinstance(v, str | int) for v in fields.values()):
+        raise Rejected("fields")
+    return record, fields
+
+
+def decode(record: ArrayRecord, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """Plain arrays of the names of `shapes`. Raises Rejected.
+
+    Flower decodes an array when it is asked for, from bytes that a site chose: sizes are compared first, and any error of the
+    decoder is the site's.
+    """
     arrays: dict[str, Array] = {}
     for name, item in record.items():
         if name not in shapes:
@@ -143,9 +159,6 @@ def read(content: RecordDict, shapes: Mapping[str, tuple[int, ...]]) -> tuple[di
             arrays[name] = item.numpy()
         except Exception:  # noqa: BLE001
             raise Rejected("unreadable") from None
-        if not hasattr(arrays[name], "dtype"):
+        if not isinstance(arrays[name], np.ndarray):
             raise Rejected("unreadable")
-    fields: dict[str, Any] = dict(config.items())
-    if any(isinstance(v, bool) or not isinstance(v, str | int) for v in fields.values()):
-        raise Rejected("fields")
-    return arrays, fields
+    return arrays

@@ -226,6 +226,19 @@ def test_without_a_quorum_the_program_ends_with_an_error_and_the_next_start_goes
     assert len(f.site_events("north", "made")) == 1
 
 
+def test_a_round_that_too_many_refused_ends_at_once_and_says_who_and_why(make: Make) -> None:
+    f = make(answer_after=2)
+    for name in ("north", "south"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    f.start_site("north")
+    f.start_site("south", "--fault", "budget")
+    assert coordinator.wait(60) == 7
+    said = (f.work / "server.log").read_text()
+    assert "round 1 has 1 of 2 contributions and cannot get more; no from south: budget" in said
+    assert len(f.audit("issued")) == 1
+
+
 def test_ctrl_c_while_it_waits_stops_cleanly_and_names_who_was_missing(make: Make) -> None:
     f = make()
     for name in ("north", "south"):

@@ -20,7 +20,7 @@ from sgps_server import enrolment
 from sgps_server.app import open_strategy
 from sgps_server.config import Folder
 from sgps_server.replies import Rejected
-from sgps_server.strategy import RowsStrategy, read, to_record
+from sgps_server.strategy import RowsStrategy, decode, records, to_record
 
 SITES = ("north", "south")
 
@@ -134,8 +134,12 @@ def content(**arrays: np.ndarray) -> RecordDict:
 
 def test_untrusted_records_are_measured_before_they_are_decoded() -> None:
     shapes = {"x": (3,)}
-    arrays, fields = read(content(x=np.ones(3, np.float32)), shapes)
-    assert (arrays["x"].tolist(), fields) == ([1, 1, 1], {"weight": 1})
+
+    def read(found: RecordDict) -> tuple[list[float], dict[str, str | int]]:
+        record, fields = records(found)
+        return decode(record, shapes)["x"].tolist(), fields
+
+    assert read(content(x=np.ones(3, np.float32))) == ([1, 1, 1], {"weight": 1})
     bad = {
         "names": content(y=np.ones(3, np.float32)),
         "shape": content(x=np.ones(10_000, np.float32)),
@@ -147,7 +151,7 @@ def test_untrusted_records_are_measured_before_they_are_decoded() -> None:
     bad["unreadable"] = broken
     for word, record in bad.items():
         with pytest.raises(Rejected) as caught:
-            read(record, shapes)
+            read(record)
         assert caught.value.code == word
 
 
@@ -160,7 +164,7 @@ def test_pickled_bytes_are_never_loaded() -> None:
     record = content(x=np.ones(3, np.float32))
     record["arrays"]["x"].data = data.getvalue()
     with pytest.raises(Rejected, match="unreadable"):
-        read(record, {"x": (3,)})
+        decode(records(record)[0], {"x": (3,)})
 
 
 @pytest.mark.usefixtures("task")
