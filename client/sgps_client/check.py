@@ -34,6 +34,7 @@ AHEAD, BEHIND = 5.0, 300.0  # seconds of clock difference that the coordinator's
 SOON = 30  # days
 LEAST_FREE = 500 << 20  # bytes: a release and its successor, outbox, log
 CONNECT_SECONDS = 10.0
+_FIX = {"keys": "install the kit again", "cohort": "correct the cohort in the settings"}  # where the fault names none
 _MARK = {GOOD: "  ok      ", NOTE: "  note    ", BAD: "  PROBLEM "}
 
 
@@ -66,7 +67,7 @@ def _bad(area: str, error: Exception) -> Finding:
     """From a fault that was raised."""
     if isinstance(error, SgpsError):
         where = f"{error.where}: " if error.where else ""
-        return Finding(area, BAD, f"{where}{error.what}", error.do, error.exit_code)
+        return Finding(area, BAD, f"{where}{error.what}", error.do or _FIX.get(area, ""), error.exit_code)
     if isinstance(error, Refused):
         return Finding(area, BAD, error.detail or error.code, exit_code=7)
     return Finding(area, BAD, str(error) or type(error).__name__)

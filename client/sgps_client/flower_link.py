@@ -4,8 +4,7 @@ There is no call for an app bundle here, and no code path that would run one.
 """
 
 import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sgps_client.offline import switch_off
@@ -54,7 +53,11 @@ from sgps.errors import NetworkError, SgpsError
 from sgps_client.coordinator import TIMEOUT, explain
 
 BEAT = 10  # seconds; the smallest that Flower takes. A silent site counts as gone after two of them
-OBJECTS, OBJECT_BYTES = 10_000, 16 << 20  # most objects of an order, most bytes of one answer
+OBJECTS, OBJECT_BYTES, ORDER_BYTES = (
+    1000,
+    16 << 20,
+    64 << 20,
+)  # most objects of an order, bytes of one answer, bytes in all
 PULL_SECONDS = 120.0
 
 
@@ -72,14 +75,6 @@ class StillOnline(NetworkError):
 
 class Withdrawn(SgpsError):
     """The order makes no sense or is not there any more: nothing to answer."""
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """An order whose objects have been fetched and match their hashes. size: bytes of all objects."""
-
-    message: Message
-    size: int
 
 
 class Fleet:
@@ -124,7 +119,7 @@ class Fleet:
         response = self._call(self._api.PullMessages, PullMessagesRequest(node=self._node))
         return bytes(response.SerializeToString()) if response.messages_list else b""
 
-    def open(self, raw: bytes) -> Instruction:
+    def open(self, raw: bytes) -> Message:
         """Fetch the objects of an order and check every hash: `pull_objects` alone does not. Raises Withdrawn."""
         try:
             response = PullMessagesResponse.FromString(raw)
@@ -133,7 +128,7 @@ class Fleet:
             if len(ids) > OBJECTS:
                 raise Withdrawn("an order of too many objects", do="it was dropped")
             fetch = make_pull_object_fn_protobuf(self._api.PullObject, self._node, head.metadata.run_id)
-            objects = pull_objects(ids, fetch, max_time=PULL_SECONDS, initial_backoff=0.1)
+            objects = pull_objects(ids, _limited(fetch), max_time=PULL_SECONDS, initial_backoff=0.1)
             if any(get_object_id(data) != name for name, data in objects.items()):
                 raise Withdrawn("an object of the order does not match its hash", do="it was dropped")
             message = inflate_object_from_contents(head.metadata.message_id, objects)
@@ -148,7 +143,7 @@ class Fleet:
         if not isinstance(message, Message) or not message.has_content():
             raise Withdrawn("an order without content", do="it was dropped")
         message.metadata.__dict__["_message_id"] = head.metadata.message_id
-        return Instruction(message, sum(map(len, objects.values())))
+        return message
 
     def answer(self, order: Message, reply: Message) -> None:
         """Send a reply. Its head takes the order's times, so that a second try is the very same message: Flower takes up the
@@ -203,6 +198,20 @@ class Fleet:
         return error if isinstance(error, NetworkError) else explain(error, self.url)
 
 
+def _limited(fetch: Callable[[str], bytes]) -> Callable[[str], bytes]:
+    """`fetch` until the objects are larger than an order may be. Raises Withdrawn then."""
+    sizes: list[int] = []
+
+    def limited(name: str) -> bytes:
+        data = fetch(name)
+        sizes.append(len(data))
+        if sum(sizes) > ORDER_BYTES:
+            raise Withdrawn(f"an order of more than {ORDER_BYTES:,} bytes", do="it was dropped")
+        return data
+
+    return limited
+
+
 def _bounded(response: httpx.Response) -> None:
     """Called before the body is read."""
     length = response.headers.get("content-length", "0")
@@ -210,9 +219,8 @@ def _bounded(response: httpx.Response) -> None:
         raise NetworkError("an answer of unknown or too great length", where=response.url, do="tell the coordinator")
 
 
-def run_app(app: ClientApp, instruction: Instruction, node_id: int, node_config: Mapping[str, str]) -> Message:
+def run_app(app: ClientApp, message: Message, node_id: int, node_config: Mapping[str, str]) -> Message:
     """Calls the installed ClientApp in this process, as Flower would. Raises Withdrawn for an order that is not to train."""
-    message = instruction.message
     if message.metadata.message_type != MessageType.TRAIN:
         raise Withdrawn("an order of another kind than TRAIN", do="it was dropped")
     context = Context(

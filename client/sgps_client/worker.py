@@ -198,7 +198,7 @@ class Worker:
         if self._failures and status == "plan_time":  # silence so far: a word now would say that this site was slow
             self._drop()
             return
-        fleet.answer(order.message, reply)
+        fleet.answer(order, reply)
         self._drop()
         self._answered(status)
 

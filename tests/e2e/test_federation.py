@@ -1,0 +1,291 @@
+"""A whole federation of real processes on loopback: coordinator and clients, mutual TLS, real images, kills, forged plans."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import federation as fed
+import site_bench
+
+from sgps.memory import COUNTS, ROWS, Contribution, pool
+from sgps.release import Release
+from sgps.signing import load_private, load_public
+from sgps_client.config import Site
+from sgps_client.round import open_ledger
+from sgps_privacy import egress
+
+pytestmark = [pytest.mark.enable_socket, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def client(*arguments: object, fails: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sgps_client.cli", *map(str, arguments)]
+    done = subprocess.run(command, env=fed.environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert bool(done.returncode) == fails, done.stdout + done.stderr
+    return done
+
+
+class Federation(fed.Federation):
+    """A coordinator with the small release of `site_bench`, and clients of their own."""
+
+    def __init__(self, work: Path, **settings: Any) -> None:
+        self.processes = []
+        self.original = fed.tiny_release.make
+        fed.tiny_release.make = lambda target: site_bench.make_release(target, None)  # type: ignore[assignment]
+        try:
+            super().__init__(work, **{"answer_after": 6, "patience": 5, **settings})
+        finally:
+            fed.tiny_release.make = self.original
+
+    def wait(self, what: Callable[[], Any], seconds: float = 200) -> Any:
+        """As long as a busy machine takes."""
+        return super().wait(what, seconds)
+
+    def site(self, name: str, **changes: Any) -> Site:
+        """Enrols a site with five patients, through the command lines of both ends."""
+        folder = self.work / name
+        folder.mkdir()
+        client("enroll", name, "--folder", folder)
+        role = ["--receive"] if changes.get("role") == "receive" else []
+        fed.server(
+            "sites",
+            "approve",
+            folder / f"{name}.csr",
+            "--config",
+            self.folder.config,
+            "--out",
+            folder / "site.kit",
+            *role,
+        )
+        client("enroll", "--kit", folder / "site.kit", "--folder", folder)
+        written = Site.load(folder / "site.yaml").config if role else None
+        mark = written.federation.fingerprint if written else load_mark(self)
+        site_bench.draw_patients(folder, first=100 * len(list(self.work.glob("*/site.kit"))))
+        bench = site_bench.Bench(folder, load_private(self.folder.keys / "plan.key"), mark)
+        bench.write(url=f"https://localhost:{self.port}", **{"site": name, **changes})
+        return bench.site
+
+    def run(self, site: Site, *options: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "sgps_client.cli", "start", "--config", str(site.file), "--json", *options]
+        with (site.folder / "out.log").open("ab") as log:
+            process = subprocess.Popen(command, env=fed.environment(), stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def said(self, site: Site, *names: str) -> list[dict[str, Any]]:
+        path = site.folder / "out.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [json.loads(line) for line in lines if line.startswith("{")]
+        return [e for e in found if not names or e["event"] in names]
+
+
+def load_mark(f: fed.Federation) -> str:
+    from sgps.signing import fingerprint
+
+    return fingerprint(load_public(f.folder.keys / "plan.pub"))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    made: list[Federation] = []
+    original = Federation.__init__
+
+    def remember(self: Federation, *args: Any, **kwargs: Any) -> None:
+        made.append(self)
+        original(self, *args, **kwargs)
+
+    Federation.__init__ = remember  # type: ignore[method-assign]
+    yield tmp_path
+    Federation.__init__ = original  # type: ignore[method-assign]
+    for found in made:
+        found.close()
+
+
+def entries(site: Site) -> list[str]:
+    with open_ledger(site) as ledger:
+        return [e["kind"] for e in ledger.history()]
+
+
+def sent(site: Site) -> egress.Reply:
+    (file,) = (site.state / "outbox").glob("*.out")
+    return egress.decode(file.read_bytes()[32:])
+
+
+def test_two_sites_contribute_one_receives_and_all_end_with_the_same_release(work: Path) -> None:
+    f = Federation(work)
+    north, south = f.site("north"), f.site("south")
+    west = f.site("west", role="receive", slots=None, cohorts=None)
+    coordinator = f.start("--linger", 180)
+    running = {site.name: f.run(site) for site in (north, south, west)}
+    for process in running.values():
+        assert process.wait(150) == 0
+    release = Release.open(f.folder.releases / "0001", key=load_public(f.folder.keys / "plan.pub"))
+    for site in (north, south, west):
+        there = Release.open(site.releases / "0001", key=load_public(site.plan_key))
+        assert there.sha256 == release.sha256
+        assert f.said(site, "done")
+    for site in (north, south):
+        assert entries(site) == ["COHORT", "CHARGE", "COMMIT"]
+        assert [e["event"] for e in f.said(site) if e["event"] in {"plan", "charged", "answered"}] == [
+            "plan",
+            "charged",
+            "answered",
+        ]
+    assert not (west.state / "ledger.sqlite").exists()
+    assert not f.said(west, "plan", "charged", "answered")
+    sigma = float(release.manifest.rounds[0].terms["sigma"])
+    parts = [Contribution(sent(s).arrays[ROWS], sent(s).arrays[COUNTS], sigma) for s in (north, south)]
+    expected = pool(release.memory().coordinates, release.manifest.classes, parts)
+    assert np.allclose(release.memory().total, expected.total)
+    shown = client("inspect", north.releases / "0001", "--config", north.file, "--json")
+    found = json.loads(shown.stdout)
+    assert found["problems"] == []
+    assert found["contributors"] == {"north": [1], "south": [1]}
+    assert all(p["epsilon"] <= 3.0 < p["epsilon_rdp"] for p in found["privacy"])
+    assert json.loads(client("ledger", "verify", "--config", north.file, "--json").stdout)["ok"]
+    checked = json.loads(client("check", "--config", north.file, "--json").stdout)
+    assert checked["ok"], checked
+    coordinator.send_signal(signal.SIGINT)
+    assert coordinator.wait(30) == 0
+
+
+def test_a_client_killed_after_its_charge_sends_the_same_bytes_in_the_same_attempt(work: Path) -> None:
+    f = Federation(work, answer_after=8)
+    north, south = f.site("north"), f.site("south")
+    f.start("--linger", 180)
+    first, other = f.run(north), f.run(south)
+    f.wait(lambda: f.said(north, "charged"))
+    first.kill()  # between outbox and answer: it waits for answer_at
+    first.wait()
+    payload = sent(north)
+    assert f.run(north).wait(150) == 0
+    assert other.wait(150) == 0
+    assert f.said(north, "resend")
+    assert entries(north) == ["COHORT", "CHARGE", "COMMIT"]
+    assert egress.encode(sent(north)) == egress.encode(payload)
+    assert [e["attempt"] for e in f.said(south, "plan")] == [1]
+
+
+def test_a_client_killed_before_its_charge_trains_afterwards(work: Path) -> None:
+    f = Federation(work, answer_after=8)
+    north, south = f.site("north"), f.site("south")
+    f.start("--linger", 180)
+    first, other = f.run(north), f.run(south)
+    f.wait(lambda: f.said(north, "ready"))
+    first.kill()
+    first.wait()
+    assert "CHARGE" not in entries(north)
+    assert f.run(north).wait(150) == 0
+    assert other.wait(150) == 0
+    assert entries(north) == ["COHORT", "CHARGE", "COMMIT"]
+
+
+def test_a_round_lost_between_charge_and_outbox_is_refused_until_the_officer_forgives(work: Path) -> None:
+    f = Federation(work, quorum=2, attempts=50, deadline_after=20)
+    north, south = f.site("north"), f.site("south")
+    code = (
+        "import sys, os; from sgps_client import round as r; r._noised = lambda *a: os._exit(9)\n"
+        "sys.argv = ['sgps-client', 'start', '--config', sys.argv[1], '--json']; from sgps_client.cli import main; main()"
+    )
+    f.start("--linger", 180)
+    other = f.run(south)
+    dies = subprocess.Popen(
+        [sys.executable, "-c", code, str(north.file)], env=fed.environment(), stdout=subprocess.DEVNULL
+    )
+    f.processes.append(dies)
+    assert dies.wait(120) == 9
+    assert entries(north) == ["COHORT", "CHARGE"]
+    again = f.run(north)
+    refused = f.wait(lambda: [e for e in f.said(north, "refused") if e["code"] == "round_lost"])
+    assert refused[0]["round"] == 1
+    newer = f.wait(
+        lambda: [
+            e for e in f.said(north, "plan") if e["attempt"] > 1 and f.said(north, "refused")[-1]["time"] > e["time"]
+        ],
+        90,
+    )
+    assert newer
+    done = client("ledger", "forgive", 1, "--officer", "Dr Officer", "--config", north.file, "--json")
+    assert json.loads(done.stdout)["forgiven"] == 1
+    assert again.wait(180) == 0
+    assert other.wait(150) == 0
+    assert entries(north) == ["COHORT", "CHARGE", "FORGIVE", "CHARGE", "COMMIT"]
+
+
+def test_a_coordinator_killed_while_sites_wait_gets_the_same_bytes_afterwards(work: Path) -> None:
+    f = Federation(work, answer_after=8)
+    north, south = f.site("north"), f.site("south")
+    coordinator = f.start("--linger", 180)
+    running = [f.run(north), f.run(south)]
+    f.wait(lambda: f.said(north, "charged") and f.said(south, "charged"))
+    coordinator.kill()
+    coordinator.wait()
+    time.sleep(1)
+    f.start("--linger", 180)
+    for process in running:
+        assert process.wait(150) == 0
+    for site in (north, south):
+        assert entries(site) == ["COHORT", "CHARGE", "COMMIT"]
+        assert f.said(site, "resend")
+
+
+def test_a_stopped_client_ends_cleanly_and_a_second_one_is_refused(work: Path) -> None:
+    f = Federation(work)
+    north = f.site("north")
+    f.start()
+    first = f.run(north)
+    f.wait(lambda: f.said(north, "attached"))
+    second = client("start", "--config", north.file, fails=True)
+    assert second.returncode == 7
+    assert "another `sgps-client start`" in second.stderr
+    first.send_signal(signal.SIGINT)
+    assert first.wait(20) == 130
+    assert f.said(north, "stopped")
+    assert not (north.state / "inflight").exists()
+    assert not (north.state / "node_id").exists()
+
+
+def test_the_client_keeps_trying_while_nobody_listens_and_goes_on_by_itself(work: Path) -> None:
+    f = Federation(work)
+    north, south = f.site("north"), f.site("south")
+    running = [f.run(north), f.run(south)]
+    f.wait(lambda: len(f.said(north, "offline")) > 1)
+    assert "refused" in f.said(north, "offline")[0]["line"]
+    f.start("--linger", 180)
+    for process in running:
+        assert process.wait(150) == 0
+
+
+def test_nothing_is_called_but_the_coordinator(work: Path) -> None:
+    """Every address that the client connects to is the coordinator's."""
+    f = Federation(work)
+    north, south = f.site("north"), f.site("south")
+    code = f"""
+import socket, sys
+real = socket.socket.connect
+def connect(self, address):
+    with open({str(work / "calls")!r}, "a") as file:
+        file.write(repr(address) + chr(10))
+    return real(self, address)
+socket.socket.connect = connect
+from sgps_client.cli import main
+sys.argv = ["sgps-client", "start", "--config", {str(north.file)!r}, "--json"]
+main()
+"""
+    f.start("--linger", 180)
+    other = f.run(south)
+    process = subprocess.Popen([sys.executable, "-c", code], env=fed.environment(), stdout=subprocess.DEVNULL)
+    f.processes.append(process)
+    assert process.wait(150) == 0
+    assert other.wait(150) == 0
+    calls = set((work / "calls").read_text().splitlines())
+    assert calls
+    assert all(f", {f.port}" in call for call in calls), calls
