@@ -1,0 +1,105 @@
+"""The next release is written once, from the one before, and says who gave what under which terms."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import tiny_release
+
+from sgps.errors import InputError, SignatureError, StateError
+from sgps.files import sha256_file
+from sgps.memory import Contribution, Memory, pool
+from sgps.release import BANK, CATALOGUE, FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE, Release
+from sgps_server import releases
+from sgps_server.checkpoint import Record
+from sgps_server.serving import Found, Shelf
+
+KEY = Ed25519PrivateKey.generate()
+TERMS = {1: {"kind": "rows", "sigma": 1.5}}
+STATEMENT = json.dumps({"epsilon": 3.0, "mu": 0.7})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    source = tiny_release.make(tmp_path / "source")
+    (tmp_path / "releases").mkdir()
+    release = Release.open(source, sha256=sha256_file(source / MANIFEST))
+    releases.first(release, tmp_path / "releases" / "0000", "derm", KEY)
+    return tmp_path / "releases"
+
+
+def memory(scale: float = 20.0) -> Memory:
+    rng = np.random.default_rng(3)
+    parts = [Contribution(scale * rng.normal(size=(3, 4)), scale * np.abs(rng.normal(size=3)), 1.5) for _ in range(2)]
+    return pool(tiny_release.coordinates(), tiny_release.CLASSES, parts)
+
+
+def record(site: str) -> Record:
+    return Record(
+        round=1, site=site, receipt="a" * 64, sha256="b" * 64, sigma=1.5, statement=STATEMENT, signature="00", key="PEM"
+    )
+
+
+def write(folder: Path, found: Memory) -> Release:
+    return releases.following(folder, 1, found, [record("south"), record("north")], TERMS, "c" * 64, KEY)
+
+
+def test_the_next_release_changes_the_memory_and_nothing_else(folder: Path) -> None:
+    release = write(folder, memory())
+    for name in (GENERATOR, BANK, CATALOGUE):
+        assert (release.folder / name).read_bytes() == (folder / "0000" / name).read_bytes()
+    assert np.allclose(release.memory().total, memory().total)
+    assert release.manifest.rounds[0].sites == ("north", "south")
+    assert list(release.manifest.statements) == ["north", "south"]
+    (entry,) = release.manifest.statements["south"]
+    assert (entry["epsilon"], entry["text"], entry["receipt"]) == ("3.0", STATEMENT, "a" * 64)
+    assert releases.anchors(folder, KEY.public_key()) == {"0001": "c" * 64}
+    assert releases.latest(folder) == releases.Named("0001", release.sha256)
+
+
+def test_a_crash_after_the_release_and_before_the_checkpoint_is_healed_and_another_memory_is_not(folder: Path) -> None:
+    assert write(folder, memory()).sha256 == write(folder, memory()).sha256
+    with pytest.raises(StateError, match="made from other contributions"):
+        write(folder, memory(21.0))
+
+
+def test_a_release_with_rows_of_another_federation_is_no_beginning(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds rows of another federation"):
+        releases.first(write(folder, memory()), tmp_path / "x", "other", KEY)
+    assert not (tmp_path / "x").exists()
+
+
+def test_half_written_folders_are_no_releases(folder: Path) -> None:
+    (folder / ".0001.abc.tmp").mkdir()
+    (folder / "notes").mkdir()
+    assert releases.names(folder) == ["0000"]
+
+
+def test_an_altered_release_is_not_exported(folder: Path, tmp_path: Path) -> None:
+    (folder / "0000" / CATALOGUE).write_bytes(b"other")
+    with pytest.raises(SignatureError, match="hash of the manifest"):
+        releases.export(folder, "0000", KEY.public_key(), tmp_path / "usb")
+    assert not (tmp_path / "usb").exists()
+
+
+def test_the_shelf_knows_fixed_names_only(folder: Path) -> None:
+    shelf = Shelf(folder, lambda: {"state": "waiting"})
+    assert json.loads(shelf.find("/sgps/status") or b"") == {"state": "waiting"}  # type: ignore[arg-type]
+    for name in (*FILES, MANIFEST, SIGNATURE):
+        assert shelf.find(f"/sgps/releases/0000/{name}") == Found(folder / "0000" / name, "0000", name == MEMORY)
+    (folder / "0000" / "plan.key").write_text("secret")
+    for path in (
+        "0000/plan.key",
+        "../releases/0000/release.yaml",
+        "0000/../../keys/plan.key",
+        "0000",
+        "0000/",
+        "9999/release.yaml",
+        "",
+    ):
+        assert shelf.find(f"/sgps/releases/{path}") is None
