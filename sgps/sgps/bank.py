@@ -9,14 +9,11 @@ bank.safetensors holds, for C classes and n samples of f features (means over ei
     features       [n, f] float16: one lesion each
     label          [n] int16: place in `classes`
     apart          [n] uint8: 1 for the half of each class that is kept apart to measure false alarms; the rest calibrates
-    pictures       uint8: JPEG files end to end, of drawn lesions only
-    picture.row    [p] int32: which sample a picture shows
-    picture.end    [p] int64: where it ends in `pictures`
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,7 +49,6 @@ class Bank:
     features: Array
     label: Array
     apart: Array
-    pictures: Mapping[int, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, release: Release) -> "Bank":
@@ -73,7 +69,6 @@ class Bank:
                 arrays["apart"].astype(bool),
                 arrays["inside"].astype(bool),
             )
-            rows, ends, data = arrays["picture.row"], arrays["picture.end"], arrays["pictures"].tobytes()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the bank cannot be read: {error}") from error
         n, c = len(features), len(classes)
@@ -82,19 +77,14 @@ class Bank:
             and label.shape == apart.shape == (n,)
             and len(means) == len(embedding) == len(inside) == c
             and means.shape[1] == features.shape[1]
-            and len(rows) == len(ends)
             and (not n or (label.min() >= 0 and label.max() < c))
             and all(np.isfinite(a).all() for a in (embedding, means, features))
         )
         if not fits:
             raise ValueError("the arrays of the bank do not fit each other")
-        starts = [0, *ends.tolist()][:-1]
-        pictures = {int(r): data[a:b] for r, a, b in zip(rows, starts, ends.tolist(), strict=True)}
-        return cls(classes, embedding, means, inside, features, label, apart, pictures)
+        return cls(classes, embedding, means, inside, features, label, apart)
 
     def arrays(self) -> dict[str, Array]:
-        rows = sorted(self.pictures)
-        files = [self.pictures[r] for r in rows]
         text = json.dumps([vars(c) for c in self.classes], ensure_ascii=False, sort_keys=True).encode()
         return {
             "classes": np.frombuffer(text, np.uint8),
@@ -104,9 +94,6 @@ class Bank:
             "features": self.features.astype(np.float16),
             "label": self.label.astype(np.int16),
             "apart": self.apart.astype(np.uint8),
-            "pictures": np.frombuffer(b"".join(files), np.uint8),
-            "picture.row": np.array(rows, np.int32),
-            "picture.end": np.cumsum([len(f) for f in files], dtype=np.int64),
         }
 
     def to_bytes(self) -> bytes:
@@ -132,13 +119,12 @@ def build(
     features: Array,
     label: Array,
     means: Mapping[int, Array] | None = None,
-    pictures: Mapping[int, bytes] | None = None,
     seed: int = 0,
 ) -> Bank:
     """A bank from public statistics: every class is halved at random into calibration and kept apart.
 
     features [n, f], one lesion each; label [n]: place in classes; means: of the classes, by place, over many other lesions; else
-    the half that calibrates gives them. pictures: JPEG bytes by sample, of drawn lesions only. Raises ValueError when a class has fewer
+    the half that calibrates gives them. Raises ValueError when a class has fewer
     than four samples or an id comes twice.
     """
     if len({c.id for c in classes}) != len(classes):
@@ -152,4 +138,4 @@ def build(
     known = means or {}
     rows = [known[i] if i in known else features[(label == i) & ~apart].mean(0) for i in range(len(classes))]
     inside = np.array([i not in known for i in range(len(classes))])
-    return Bank(tuple(classes), embedding, np.stack(rows), inside, features, label, apart, dict(pictures or {}))
+    return Bank(tuple(classes), embedding, np.stack(rows), inside, features, label, apart)

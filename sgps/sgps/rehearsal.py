@@ -26,8 +26,7 @@ _NO_LEAST = -1e9
 class Judged:
     """A classifier to be judged by the bank: N outputs, the first `named` of them asked for, then the bank classes `beside`.
 
-    weight [N, f], bias [N]. others: bank classes that are negatives. shift [f]: what a generated body adds to the bank's features.
-    shots: exemplars, own patients and worth of the class memory behind a disease, on average. rivals: as many were asked for.
+    weight [N, f], bias [N]. others: bank classes that are negatives. shots: exemplars, own patients and worth of the class memory behind a disease, on average. rivals: as many were asked for.
     """
 
     bank: Bank
@@ -39,7 +38,6 @@ class Judged:
     beside: Sequence[int]
     others: Sequence[int]
     domain: str
-    shift: Array
     shots: float
     rivals: int
 
@@ -79,7 +77,7 @@ def calibrate(j: Judged, false_alarms: float) -> tuple[Calibration, tuple[str, .
 
 
 def _outputs(j: Judged, rows: Array) -> Array:
-    return np.asarray((j.bank.features[rows] + j.shift) @ j.weight.T + j.bias, dtype=np.float64)
+    return np.asarray(j.bank.features[rows] @ j.weight.T + j.bias, dtype=np.float64)
 
 
 def without_itself(j: Judged, rows: Array) -> Array:

@@ -27,7 +27,6 @@ from sgps.classifier import Classifier, Record
 from sgps.encoders import ImageEncoder, TextEncoder
 from sgps.errors import InputError, SignatureError
 from sgps.generator import PARTS, ClassInputs, Generator, linear_head
-from sgps.images import decode
 from sgps.memory import Memory, blend
 from sgps.origin import Disease, Origin
 from sgps.rehearsal import Judged, calibrate
@@ -38,7 +37,6 @@ Array = NDArray[Any]
 RIVALS, FALSE_ALARMS = 5, 0.10
 SCALE = "head.scale"
 _NEAREST = 3  # catalogue entries that are offered for an unknown name
-_PICTURES = 16  # drawn pictures of the bank that are sent through a generated body
 
 
 def synthesize(
@@ -95,8 +93,8 @@ class _Asked:
 class Composition:
     """All weights of a classifier. Rows of weight [N, f] and bias [N]: the asked diseases by name, then the rivals.
 
-    body: tensors of the generated body, none for the base. beside, others: places of rivals and of negatives in the bank. shift [f]:
-    what a generated body adds to the bank's features. cosine: of the exemplars' features before and after. seconds: all of it took.
+    body: tensors of the generated body, none for the base. beside, others: places of rivals and of negatives in the bank. cosine: of
+    the exemplars' features before and after. seconds: all of it took.
     """
 
     asked: tuple[_Asked, ...]
@@ -106,7 +104,6 @@ class Composition:
     beside: tuple[int, ...]
     others: tuple[int, ...]
     domain: str
-    shift: Array
     cosine: float
     notes: tuple[str, ...]
     seconds: float
@@ -183,8 +180,12 @@ class Synthesizer:
 
         inputs = self._inputs(asked, prototypes, embedded, beside, domain)
         body, tokens = self._body(inputs)
-        moved, shift, cosine = self._moves(asked, base, domain, body)
-        all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside] + shift]).astype(np.float32)
+        moved, cosine = self._moves(asked, base, body)
+        if body is not None:
+            notes.append(
+                "rivals and public negatives keep their features under the base network: the bank holds no pictures of them"
+            )
+        all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside]]).astype(np.float32)
         weight, bias = self._head(torch.from_numpy(all_of_them), inputs, tokens)
         return Composition(
             tuple(asked),
@@ -194,7 +195,6 @@ class Synthesizer:
             tuple(beside),
             tuple(others),
             domain,
-            shift,
             cosine,
             tuple(notes),
             time.perf_counter() - start,
@@ -332,26 +332,20 @@ class Synthesizer:
         return self.encoder.target.materialise(self.generator.coefficients(tokens)), tokens
 
     def _moves(
-        self, asked: Sequence[_Asked], base: Sequence[Array], domain: str, body: dict[str, Tensor] | None
-    ) -> tuple[Array, Array, float]:
-        """v_generated - v_base of each disease [N, f]; their common part [f], which corrects the bank's features; cosine of exemplars.
+        self, asked: Sequence[_Asked], base: Sequence[Array], body: dict[str, Tensor] | None
+    ) -> tuple[Array, float]:
+        """v_generated - v_base of each disease [N, f]; mean cosine of the exemplars' centred features before and after.
 
-        The bank's classes have no pictures but the drawn ones. Their features are shifted by the mean move of the exemplars and of
-        drawn pictures of the same domain, where there are any.
+        The bank's classes have no pictures, so rivals and negatives keep their features under the base. Shifting them by what the body
+        does to the exemplar is worse: with random bodies (cosine .95, four exemplars) the shift left 8.6 of a move of 6.6, and 14.6 %
+        false alarms at a stated 10 %; without it 9.7 %.
         """
-        width = self.encoder.target.width
         if body is None:
-            return np.zeros((len(asked), width)), np.zeros(width), 1.0
+            return np.zeros((len(asked), self.encoder.target.width)), 1.0
         generated = [self.encoder.features(d.images, body=body) for d in asked]
         moved = np.stack([(g - b).mean(0) for g, b in zip(generated, base, strict=True)])
-        rows = [r for r in sorted(self.bank.pictures) if self.bank.classes[self.bank.label[r]].domain == domain]
-        rows = rows[:: max(1, len(rows) // _PICTURES)][:_PICTURES]
-        moves = [g - b for g, b in zip(generated, base, strict=True)]
-        if rows:
-            pictures = [decode(self.bank.pictures[r], f"picture {r} of the reference bank") for r in rows]
-            moves.append(self.encoder.features(pictures, body=body) - self.encoder.features(pictures))
         before, after = (unit(np.concatenate(x) - self.centre) for x in (base, generated))
-        return moved, np.concatenate(moves).mean(0), float((before * after).sum(1).mean())
+        return moved, float((before * after).sum(1).mean())
 
     def _head(self, prototypes: Tensor, inputs: ClassInputs, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         centre = torch.from_numpy(self.centre)
@@ -373,7 +367,6 @@ class Synthesizer:
             beside=c.beside,
             others=c.others,
             domain=c.domain,
-            shift=c.shift,
             shots=float(np.mean([d.shots + d.worth for d in c.asked])),
             rivals=rivals,
         )

@@ -1,6 +1,5 @@
 """A small release on drawn lesions: a real one in every part, but for a base network that was never trained."""
 
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,12 +74,7 @@ def small_release(
     coordinates = Coordinates(mean.astype(np.float32), directions.astype(np.float32), radius, within)
     classes = [BankClass(f"drawn-{s:04d}", f"drawn-{s:04d}", "drawn", clinical_text(draw_profile(s))) for s in seeds]
     texts = TextEncoder()
-    jpegs = {}
-    for place in range(0, len(pictures), 4):
-        out = io.BytesIO()
-        pictures[place].resize((SIZE, SIZE)).save(out, "JPEG")
-        jpegs[place] = out.getvalue()
-    bank = build(classes, texts.embed([c.text for c in classes]), features, label, None, jpegs)
+    bank = build(classes, texts.embed([c.text for c in classes]), features, label)
     ids = Catalogue.load(SHIPPED).ids
     scale = 10 / np.linalg.norm(features - mean, axis=1).mean()
     made: dict[tuple[Sequence[str], int], Release] = {}

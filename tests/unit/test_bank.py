@@ -17,7 +17,6 @@ def make(**changes):
         "embedding": r.normal(size=(3, 384)),
         "features": r.normal(size=(30, 12)).astype(np.float32),
         "label": np.repeat([0, 1, 2], 10),
-        "pictures": {4: b"one", 0: b"", 7: b"three"},
     }
     return build(**{**given, **changes})
 
@@ -25,14 +24,10 @@ def make(**changes):
 def test_a_bank_survives_its_file():
     bank = make(means={1: np.ones(12)})
     again = Bank.from_arrays(load(bank.to_bytes()))
-    assert again.classes == bank.classes and again.pictures == bank.pictures
+    assert again.classes == bank.classes
     assert np.allclose(again.features, bank.features, atol=1e-3) and np.array_equal(again.label, bank.label)
     assert np.array_equal(again.apart, bank.apart) and np.array_equal(again.inside, [True, False, True])
     assert again.to_bytes() == bank.to_bytes()
-
-
-def test_a_bank_without_pictures_survives_its_file():
-    assert Bank.from_arrays(load(make(pictures=None).to_bytes())).pictures == {}
 
 
 def test_each_class_is_halved_and_its_mean_is_that_of_the_calibrating_half():

@@ -1,6 +1,5 @@
 """Put a release together from what pre-training made: base, statistics, public features, and the generator where there is one."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +41,6 @@ from sgps.text import TextEncoder as Texts
 
 LOGIT = 10.0  # length of a logit vector: the head's scale is this over the mean norm of centred public skin features
 OTHER = 16  # samples of a class outside dermoscopy, as far as there are
-PICTURES = 2  # drawn pictures of each drawn profile that the bank keeps
 WIDTH, DEPTH = 64, 1  # of the generator that ships
 _LIMIT = 1 << 30
 _IDS = {  # set, class -> catalogue id, where the class is not named by its id
@@ -171,7 +169,6 @@ class _Made:
         features: list[Array] = []
         label: list[int] = []
         means: dict[int, Array] = {}
-        pictures: dict[int, bytes] = {}
         for place, ((group, kind), samples) in enumerate(groups.items()):
             known = {lesion for lesion, _ in samples}
             left = {n: np.mean(f, 0) for n, f in public.get((group, kind), {}).items() if n not in known}
@@ -181,14 +178,10 @@ class _Made:
             if left:
                 means[place] = np.mean(list(left.values()), 0)
             classes.append(self._class(group, kind, catalogue))
-            if classes[-1].domain == "drawn":
-                shown = samples[:PICTURES]
-                for at, image in enumerate(self.drawn_pictures([lesion for lesion, _ in shown], size)):
-                    pictures[len(features) + at] = _jpeg(image)
             features += [f for _, f in samples]
             label += [place] * len(samples)
         embedding = texts.embed([c.text for c in classes])
-        return build(classes, embedding, np.stack(features).astype(np.float32), np.array(label), means, pictures)
+        return build(classes, embedding, np.stack(features).astype(np.float32), np.array(label), means)
 
     def _class(self, group: str, kind: str, catalogue: Catalogue) -> BankClass:
         if kind.startswith("drawn-"):
@@ -224,7 +217,7 @@ class _Made:
                 source="lesions drawn by sgps.draw",
                 images=sum(r["class"].startswith("drawn-") for r in self.names["bank"]),
                 classes=("drawn",),
-                used_for="reference bank (features and pictures)",
+                used_for="reference bank (features, no pictures)",
             )
         )
         out.append(
@@ -269,9 +262,3 @@ def _generator(made: _Made, file: Path | None) -> tuple[dict[str, Array], tuple[
 
 def _strictest(licences: set[str]) -> str:
     return next((name for name in sorted(licences) if "NC" in name), "Apache-2.0")
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=90)
-    return out.getvalue()
