@@ -1,12 +1,9 @@
 """MODEL_CARD.md of a classifier: what it is, what it saw, how far to trust it, in plain words."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sgps.classifier import Record
+from sgps.record import Record
 
 
-def card(r: "Record") -> str:
+def card(r: Record) -> str:
     """Markdown. Figures come from the record; nothing is said that it does not hold."""
     o, c = r.origin, r.calibration
     one = c.named == 1

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -22,16 +22,16 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sgps.calibration import NONE, Calibration
+from sgps.calibration import NONE
 from sgps.card import card
 from sgps.errors import InputError, SignatureError
 from sgps.files import new_folder, read_limited, sha256_file, write_atomic
 from sgps.images import batch, views
-from sgps.origin import Origin
-from sgps.settings import Settings, problems
+from sgps.record import Record
+from sgps.settings import problems
 from sgps.target import network
 
 WEIGHTS, CONFIG, CALIBRATION, CARD = "classifier.safetensors", "config.json", "calibration.json", "MODEL_CARD.md"
@@ -55,23 +55,6 @@ class Prediction:
     none_of_these: bool
     p: float
     score: float
-
-
-class Record(Settings):
-    """calibration.json: everything about a classifier but its weights."""
-
-    format: Annotated[int, Field(ge=1, le=1)] = 1
-    architecture: str
-    size: Annotated[int, Field(ge=32, le=1024)]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    views: Annotated[int, Field(ge=1, le=8)]
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    ids: tuple[str | None, ...]  # catalogue or bank id of each label, where there is one
-    calibration: Calibration
-    origin: Origin
-    notes: tuple[str, ...] = ()
-    files: dict[str, str] = {}
 
 
 @dataclass(frozen=True)

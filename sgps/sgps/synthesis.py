@@ -23,12 +23,12 @@ from torch import Tensor
 from sgps.attributes import NAMES, VOCABULARIES, parse, vector
 from sgps.bank import Bank
 from sgps.catalogue import Catalogue, Entry
-from sgps.classifier import Classifier, Record
+from sgps.classifier import Classifier
 from sgps.encoders import ImageEncoder, TextEncoder
 from sgps.errors import InputError, SignatureError
 from sgps.generator import PARTS, ClassInputs, Generator, linear_head
 from sgps.memory import Memory, blend
-from sgps.origin import Disease, Origin
+from sgps.record import Disease, Origin, Record
 from sgps.rehearsal import Judged, calibrate
 from sgps.release import BANK, CATALOGUE, GENERATOR, Release, encoder_sha256
 from sgps.rivals import choose, domain_of, same_disease, unit

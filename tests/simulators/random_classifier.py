@@ -5,8 +5,8 @@ import timm
 import torch
 
 from sgps.calibration import Calibration, Share
-from sgps.classifier import Classifier, Record
-from sgps.origin import Disease, Origin
+from sgps.classifier import Classifier
+from sgps.record import Disease, Origin, Record
 
 ARCHITECTURE, SIZE = "tf_efficientnetv2_b0", 64
 

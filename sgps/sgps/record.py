@@ -1,9 +1,10 @@
-"""What a classifier was made from: kept beside its weights, for the person who must judge it."""
+"""Everything about a classifier but its weights: kept beside them, for the program that uses it and the person who judges it."""
 
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from sgps.calibration import Calibration
 from sgps.plan import Hex
 from sgps.settings import Settings
 
@@ -40,3 +41,20 @@ class Origin(Settings):
     cosine: float
     provenance: tuple[dict[str, Any], ...]
     seconds: dict[str, float]
+
+
+class Record(Settings):
+    """calibration.json: everything about a classifier but its weights."""
+
+    format: Annotated[int, Field(ge=1, le=1)] = 1
+    architecture: str
+    size: Annotated[int, Field(ge=32, le=1024)]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    views: Annotated[int, Field(ge=1, le=8)]
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    ids: tuple[str | None, ...]  # catalogue or bank id of each label, where there is one
+    calibration: Calibration
+    origin: Origin
+    notes: tuple[str, ...] = ()
+    files: dict[str, str] = {}
