@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import fake_site
 import federation as fed
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from sgps.memory import COUNTS, ROWS, Contribution, pool
 from sgps.release import FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE, Release
@@ -132,6 +134,43 @@ def test_a_coordinator_killed_in_mid_round_completes_it_with_the_same_bytes(make
         stored = load((f.folder.state / "contributions" / f"0001.{name}.safetensors").read_bytes())
         assert stored[ROWS].tobytes() == before[name]
     assert opened(f, "0001").manifest.rounds[0].sites == ("north", "south")
+    fed.server("audit", "verify", "--config", f.folder.config)
+
+
+def test_kills_at_random_moments_lose_nothing_and_change_no_byte(make: Make) -> None:
+    """Three rounds; the coordinator dies up to eight times, anywhere between its start and its end."""
+    f, rng = make(rounds=3, answer_after=1, patience=30), random.Random(20)
+    for name in ("north", "south"):
+        f.enrol(name)
+        f.start_site(name)
+    kills = 0
+    while True:
+        coordinator = f.start("--linger", 0)
+        if kills == 8:
+            assert coordinator.wait(150) == 0
+            break
+        try:
+            assert coordinator.wait(rng.uniform(3, 14)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            coordinator.kill()
+            coordinator.wait()
+            kills += 1
+    assert kills
+    for name in ("north", "south"):
+        assert len(f.site_events(name, "made")) == 3
+        stored = sorted(
+            hashlib.sha256(p.read_bytes()).hexdigest() for p in (f.folder.state / "contributions").glob(f"*.{name}.*")
+        )
+        sent = {
+            hashlib.sha256(save(dict(sorted(load(p.read_bytes()).items())))).hexdigest()
+            for p in (f.work / name / "outbox").iterdir()
+        }
+        assert set(stored) == sent
+    rounds = opened(f, "0003").manifest.rounds
+    assert [r.sites for r in rounds] == [("north", "south")] * 3
+    by_round = {n: {e["plan"] for e in f.audit("issued") if e["round"] == n} for n in (1, 2, 3)}
+    assert [len(plans) for plans in by_round.values()] == [1, 1, 1]
     fed.server("audit", "verify", "--config", f.folder.config)
 
 
