@@ -138,12 +138,14 @@ class Generator(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Prototypes [N, f] -> weight [N, f] and bias [N] of a stock linear layer (generator note, section 6, A = I).
 
-        z_c = v_c + (1 + gate_c) T_c + R_c; the scale is s exp(g), g the mean gain of the classes.
+        z_c = v_c + (1 + gate_c) T_c / n_c + R_c; the scale is s exp(g), g the mean gain of the classes. n_c: patients behind the
+        prototype, those that the memory stands for included: a text counts as one patient more, however many there are.
         """
         gate = torch.tanh(self.gate(tokens)) if "head" in parts else torch.zeros(len(prototypes), 3)
         z = prototypes
         if "text" in parts:
-            z = z + (1 + gate[:, 2:]) * self.text_up(self.text_down(torch.cat([c.text, c.attributes], -1)))
+            said = self.text_up(self.text_down(torch.cat([c.text, c.attributes], -1)))
+            z = z + (1 + gate[:, 2:]) * said / (c.shots + c.worth).clamp(min=1).unsqueeze(-1)
         if "head" in parts:
             z = z + self.token_up(self.token_down(tokens))
         weight, bias = linear_head(z, centre, scale * torch.exp(gate[:, 0].mean()))

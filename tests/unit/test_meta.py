@@ -8,21 +8,23 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sgps.attributes import NAMES, vector
 from sgps.episodes import Interval
-from sgps.errors import ConfigError, InputError
+from sgps.errors import ConfigError, InputError, StateError
 from sgps.generator import PARTS, Generator, linear_head
 from sgps.pretrain import loop
-from sgps.pretrain.meta import pack
+from sgps.pretrain.meta import pack, run
 from sgps.pretrain.meta_episode import Episode, Space, head, inputs, sample
-from sgps.pretrain.meta_gate import Finding, Judge, choose, judge_body, judge_head, passes
+from sgps.pretrain.meta_gate import Finding, Judge, choose, exemplar_tasks, judge_body, judge_head, passes
 from sgps.pretrain.meta_pool import DRAWN, MetaClass, MetaPool, one_each
 from sgps.pretrain.meta_recipe import MetaRecipe, read_meta_recipe
-from sgps.pretrain.meta_train import body_loss, new_generator, readable, train_body, train_head
-from sgps.pretrain.networks import base_network
+from sgps.pretrain.meta_train import body_loss, fit_text, new_generator, readable, train_body, train_head
+from sgps.pretrain.networks import base_network, save_state
 from sgps.pretrain.progress import Stop, silent
+from sgps.settings import dump, parse
 from sgps.target import Target, factors, input_means
 
 WIDE, SIDE, SIGNS = 1280, 32, len(NAMES)
@@ -152,14 +154,52 @@ def test_exchanged_texts_move_on_by_one(pool: MetaPool, space: Space) -> None:
 def test_training_gains_on_new_classes(
     pool: MetaPool, space: Space, recipe: MetaRecipe, start: Generator, tmp_path: Path
 ) -> None:
-    longer = recipe.model_copy(update={"head": recipe.head.model_copy(update={"steps": 60})})
-    trained = train_head(pool, longer, space, start, "head", tmp_path, 0, silent, Stop())
-    judge = Judge("new", pool.judged, trained, 3, pool.train[DRAWN])
-    one, _, exemplar = judge_head([judge], space, [("text",)], 5, 60, 0)
-    assert one.lower > 0, one.record()
-    assert exemplar.lower > 0, exemplar.record()
-    exchanged, *_ = judge_head([judge], space, [("text",)], 5, 60, 0, exchanged=True)
-    assert exchanged.gain.mean < one.gain.mean - 0.05
+    longer = recipe.model_copy(update={"head": recipe.head.model_copy(update={"steps": 40, "rate": 1e-3})})
+    fitted = fit_text(start, pool, space, recipe)
+    trained = train_head(pool, longer, space, fitted, "head", tmp_path, 0, silent, Stop())
+    assert not torch.equal(trained.text_up.weight, fitted.text_up.weight)
+    for generator in (fitted, trained):
+        judge = Judge("new", pool.judged, generator, 3, pool.train[DRAWN])
+        one, five, exemplar = judge_head([judge], space, [("text",)], 5, 60, 0)
+        assert one.lower > 0, one.record()
+        assert exemplar.lower > 0, exemplar.record()
+        exchanged, *_ = judge_head([judge], space, [("text",)], 5, 60, 0, exchanged=True)
+        assert exchanged.gain.mean < one.gain.mean - 0.05
+        assert abs(five.gain.mean) < one.gain.mean, "the text counts as one patient beside five"
+
+
+def test_text_is_taught_by_drawn_classes_alone(
+    pool: MetaPool, space: Space, recipe: MetaRecipe, start: Generator, tmp_path: Path
+) -> None:
+    def changed(c: MetaClass) -> MetaClass:
+        return dataclasses.replace(c, attributes=c.attributes.roll(1, 1), sentences=-c.sentences)
+
+    other = {n: cs if n == DRAWN else tuple(map(changed, cs)) for n, cs in pool.train.items()}
+    results = []
+    for name, train in (("a", pool.train), ("b", other)):
+        (tmp_path / name).mkdir()
+        varied = dataclasses.replace(pool, train=train)
+        mask = readable(varied, recipe.stated)
+        assert torch.equal(mask, readable(pool, recipe.stated))
+        fitted = fit_text(start, varied, space, recipe)
+        results.append(train_head(varied, recipe, space, fitted, "head", tmp_path / name, 0, silent, Stop()))
+    for n in ("text_up.weight", "text_down.weight"):
+        torch.testing.assert_close(results[0].state_dict()[n], results[1].state_dict()[n], msg=n)
+
+
+def test_judge_hears_only_parts_that_never_saw_its_classes(pool: MetaPool, space: Space, start: Generator) -> None:
+    judges = [Judge("a", pool.judged, start, 3, of=(("text",),)), Judge("b", pool.judged, start, 3)]
+    found = judge_head(judges, space, [("head",), ("text",)], 3, 10, 0)
+    assert {(f.judge, f.parts) for f in found} == {("a", ("text",)), ("b", ("head",)), ("b", ("text",))}
+    assert all(f.gain.mean == 0 for f in found)
+
+
+def test_disease_is_no_rival_of_itself(pool: MetaPool, space: Space, start: Generator) -> None:
+    skin = pool.train["ham10000"]
+    for task in exemplar_tasks(Judge("skin", pool.held, start, 3, skin), space, 20, 0):
+        disease, *rivals = (c.id for c in task.episode.classes)
+        assert len(rivals) == 3 and disease not in rivals
+        assert task.positive.sum() == len(task.positive) / 4
 
 
 def test_rare_attributes_and_sentences_stay_unread(
@@ -286,3 +326,55 @@ def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
     file.write_text(text.replace("stated: 20", "stated: 0"))
     with pytest.raises(ConfigError, match="stated"):
         read_meta_recipe(file)
+
+
+@pytest.mark.slow
+def test_run_from_images_to_result(tmp_path: Path, recipe: MetaRecipe) -> None:
+    data, base = tmp_path / "data", tmp_path / "base"
+    labels = {
+        "ham10000_200x150": ["nv", "mel", "bkl", "bcc", "akiec", "df", "vasc"],
+        "cxr_224": ["normal", "bacteria", "virus"],
+        "busi_224": ["benign", "malignant", "normal"],
+        "lc25000_lung_dedup_224": ["lung_aca", "lung_n", "lung_scc"],
+    }
+    random, table = np.random.default_rng(0), ["lesion_id,image_id,dx,localization"]
+    for name, classes in labels.items():
+        for label in classes:
+            (data / name / label).mkdir(parents=True)
+            count = 60 if label in ("nv", "mel", "bkl", "bcc") else 20
+            for i in range(count):
+                pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).resize((160, 160)).save(data / name / label / f"{label}{i}.jpg")
+                table.append(f"L{label}{i},{label}{i},{label},back")
+    (data / "ham10000_200x150" / "HAM10000_metadata.csv").write_text("\n".join(table))
+    base.mkdir()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_state(base / "base.safetensors", base_network().state_dict())
+    directions = torch.linalg.qr(torch.randn(WIDE, 8))[0].T.contiguous()
+    save_state(base / "statistics.safetensors", {"centre": torch.zeros(WIDE), "directions": directions})
+    (base / "statistics.json").write_text('{"radius": 1.0, "within": 1.0}')
+    tiny = recipe.model_copy(
+        update={
+            "drawn": recipe.drawn.model_copy(update={"profiles": 6, "patients": 10}),
+            "judged": recipe.judged.model_copy(update={"profiles": 4, "patients": 10}),
+            "lesions": 10,
+            "head": recipe.head.model_copy(update={"steps": 2}),
+            "judge": recipe.judge.model_copy(update={"episodes": 10}),
+        }
+    )
+    file, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    file.write_text(dump(tiny.model_dump(mode="json")))
+    run(data, base, out, file)
+    figures = parse(out.joinpath("meta.yaml").read_text(), "meta.yaml")
+    assert set(figures["learned"]) <= set(PARTS)
+    assert figures["classes"]["ham10000"] == "4" and figures["meta_test"]["head_and_text"]
+    stored = safetensors.torch.load_file(out / "generator.safetensors")
+    assert {n.split(".")[0] for n in stored} == {"generator", "fixed", "head"}
+    run(data, base, out, file)
+    again = safetensors.torch.load_file(out / "generator.safetensors")
+    assert all(torch.equal(stored[n], again[n]) for n in stored)
+    other = tmp_path / "other.yaml"
+    other.write_text(file.read_text().replace("stated: 5", "stated: 6"))
+    with pytest.raises(StateError, match="belongs to another recipe, seed or base"):
+        run(data, base, out, other)

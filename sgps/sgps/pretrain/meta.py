@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,10 +23,10 @@ from sgps.errors import InputError, StateError
 from sgps.files import sha256_file, write_atomic
 from sgps.generator import PARTS, Generator
 from sgps.pretrain.meta_episode import Space
-from sgps.pretrain.meta_gate import Finding, Judge, Parts, choose, judge_body, judge_head, passes, records
+from sgps.pretrain.meta_gate import CANDIDATES, Finding, Judge, Parts, choose, judge_body, judge_head, passes, records
 from sgps.pretrain.meta_pool import DRAWN, MetaPool, PoolBuilder
 from sgps.pretrain.meta_recipe import LeftOut, MetaRecipe, read_meta_recipe
-from sgps.pretrain.meta_train import new_generator, readable, train_body, train_head
+from sgps.pretrain.meta_train import fit_text, new_generator, readable, train_body, train_head
 from sgps.pretrain.networks import BASE, base_network, load_state
 from sgps.pretrain.progress import Report, Stop, silent, stopping
 from sgps.pretrain.recipe import read_recipe
@@ -35,7 +35,6 @@ from sgps.target import Target, factors, input_means
 
 GENERATOR, FIXED, SCALE = "generator.", "fixed.", "head.scale"
 RESULT, FIGURES = "generator.safetensors", "meta.yaml"
-CANDIDATES: Final[tuple[Parts, ...]] = (("head",), ("text",), ("head", "text"))
 LOGIT = 10.0  # logits are about 10 x cosine (generator note, section 6)
 _MEANS_FROM = 16  # images of a class behind the mean input of a layer
 _TEST_EPISODES, _TEST_QUERIES = 600, 15
@@ -77,8 +76,13 @@ def _claim(work: Path, recipe: MetaRecipe, seed: int, base_sha256: str) -> None:
 
 
 def _judges(pool: MetaPool, recipe: MetaRecipe, whole: Generator, copies: Mapping[str, Generator]) -> list[Judge]:
-    """Drawn classes never trained; then, for each copy, every set that it left out and the held-out lesions of its classes."""
-    judges = [Judge("drawn, combinations never trained", pool.judged, whole, 3, pool.train[DRAWN])]
+    """Drawn classes never trained; for the text, which no real class teaches, all skin classes; and for each copy every set
+    that it left out, and the held-out lesions of its classes."""
+    skin = pool.train[pool.skin]
+    judges = [
+        Judge("drawn, combinations never trained", pool.judged, whole, 3, pool.train[DRAWN]),
+        Judge("skin, held-out lesions", pool.held, whole, 3, skin, (("text",),)),
+    ]
     for left in recipe.left_out:
         if left.name not in copies:
             continue
@@ -86,7 +90,16 @@ def _judges(pool: MetaPool, recipe: MetaRecipe, whole: Generator, copies: Mappin
             judges.append(Judge(f"{name}, set left out", pool.train[name], copies[left.name], 3))
         classes = tuple(c for c in pool.held if c.id in left.classes)
         seen = tuple(c for c in pool.train[pool.skin] if c.id not in left.classes)
-        judges.append(Judge(f"{' and '.join(left.classes)}, classes left out", classes, copies[left.name], 3, seen))
+        judges.append(
+            Judge(
+                f"{' and '.join(left.classes)}, classes left out",
+                classes,
+                copies[left.name],
+                3,
+                seen,
+                (("head",), ("head", "text")),
+            )
+        )
     return judges
 
 
@@ -106,7 +119,9 @@ class _Run:
     ) -> None:
         self.pool, self.recipe, self.space, self.target = pool, recipe, space, target
         self.work, self.seed, self.report, self.stop = work, seed, report, stop
-        self.start = new_generator(len(target.layers), target.width, len(space.directions), seed)
+        self.start = fit_text(
+            new_generator(len(target.layers), target.width, len(space.directions), seed), pool, space, recipe
+        )
 
     def head(self, left: LeftOut | None = None) -> Generator:
         pool = self.pool.without(left.sets, left.classes) if left else self.pool
@@ -188,7 +203,7 @@ def run(
         parts = choose(found, meta.judge.bound)
         first = meta.left_out[0]
         whole_body, copy_body = job.body(whole, parts), job.body(copies[first.name], parts, first)
-        body_judges = _judges(pool, meta, whole_body, {first.name: copy_body})
+        body_judges = [j for j in _judges(pool, meta, whole_body, {first.name: copy_body}) if ("head",) in j.of]
         body_found, cosines = job.judge_body(body_judges, parts)
         learned = (*(("body",) if passes(body_found, meta.judge.bound) else ()), *parts)
         test = _test(pool, whole_body, job, parts)

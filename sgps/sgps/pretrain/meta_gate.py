@@ -1,12 +1,12 @@
 """Which learned parts are switched on: those that are not worse than the zero generator on classes never seen.
 
-A judge is a group of classes that a generator did not train on. Every judge gives the same episodes to every set of parts, and a
+A judge is a group of classes that the parts in question did not learn from. Every judge gives the same episodes to every set of parts, and a
 paired difference of accuracies with its 95 % interval over episodes (design D2).
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,19 +22,25 @@ from sgps.target import Target
 
 Floats = npt.NDArray[np.float64]
 Parts = tuple[str, ...]
+CANDIDATES: Final[tuple[Parts, ...]] = (("head",), ("text",), ("head", "text"))
 RIVALS, BEST_RIVAL = 5, 0.3  # of the one-exemplar task: how many, and the weight of the best one's cosine
+EXEMPLAR_QUERIES = 15  # of each class
 ONE_EXEMPLAR = "one exemplar, AUROC"
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Classes that `generator` never trained on, and how many ways their episodes have."""
+    """classes: never taught to the candidates `of` in `generator`. ways: of its episodes.
+
+    rivals: known classes like them, of the one-exemplar task; a disease is no rival of itself.
+    """
 
     name: str
     classes: tuple[MetaClass, ...]
     generator: Generator
     ways: int
-    rivals: tuple[MetaClass, ...] = ()  # classes like them that `generator` trained on: rivals of the one-exemplar task
+    rivals: tuple[MetaClass, ...] = ()
+    of: tuple[Parts, ...] = CANDIDATES
 
 
 @dataclass(frozen=True)
@@ -96,16 +102,19 @@ def judge_head(
     """Findings of all candidates at one and five shots."""
     found = []
     for judge in judges:
+        judged = [parts for parts in candidates if parts in judge.of]
+        if not judged:
+            continue
         for shots in (1, 5):
             drawn = episodes(judge, shots, queries, count, seed)
             zero = head_accuracy(judge.generator, drawn, space, ())
-            for parts in candidates:
+            for parts in judged:
                 values = head_accuracy(judge.generator, drawn, space, parts, exchanged)
                 found.append(_finding(judge, f"{len(drawn[0].classes)}w{shots}s", parts, values, zero))
         if judge.rivals:
-            tasks = exemplar_tasks(judge, space, queries, count // 2, seed)
+            tasks = exemplar_tasks(judge, space, count, seed)
             zero = exemplar_auroc(judge.generator, tasks, space, ())
-            for parts in candidates:
+            for parts in judged:
                 values = exemplar_auroc(judge.generator, tasks, space, parts, exchanged)
                 found.append(_finding(judge, ONE_EXEMPLAR, parts, values, zero))
     return found
@@ -124,14 +133,16 @@ class ExemplarTask:
     positive: npt.NDArray[np.bool_]
 
 
-def exemplar_tasks(judge: Judge, space: Space, queries: int, count: int, seed: int) -> list[ExemplarTask]:
+def exemplar_tasks(judge: Judge, space: Space, count: int, seed: int) -> list[ExemplarTask]:
     """One exemplar of a class, the rivals nearest to it, and queries of the class and of others that are no rivals."""
     random, out = np.random.default_rng([seed, 77]), []
+    queries = min(EXEMPLAR_QUERIES, min(len(c) for c in judge.classes) - 1)
     means = F.normalize(torch.stack([c.eight.mean(0) for c in judge.rivals]) - space.centre, dim=1)
     for _ in range(count):
         whole = sample(judge.classes, min(5, len(judge.classes)), 1, queries, random, first_text=True)
         own = whole.prototypes()[0][0] - space.centre
-        nearest = (means @ F.normalize(own, dim=0)).argsort(descending=True)[:RIVALS].tolist()
+        order = (means @ F.normalize(own, dim=0)).argsort(descending=True).tolist()
+        nearest = [i for i in order if judge.rivals[i].id != whole.classes[0].id][:RIVALS]
         classes = (whole.classes[0], *(judge.rivals[i] for i in nearest))
         support = np.concatenate([whole.support[:1], np.zeros((len(nearest), 1), np.int64)])
         none = np.zeros((len(classes), 0), np.int64)

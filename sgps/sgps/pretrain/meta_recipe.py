@@ -59,6 +59,7 @@ class MetaRecipe(Settings):
     lesions: int = Field(ge=8)
     texts: int = Field(ge=1)
     stated: int = Field(ge=1)
+    ridge: float = Field(gt=0)
     sentence: bool
     left_out: tuple[LeftOut, ...] = Field(min_length=1)
     head: HeadStage

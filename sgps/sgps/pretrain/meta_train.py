@@ -61,6 +61,29 @@ def readable(pool: MetaPool, least: int) -> Tensor:
     return (stated >= least).float()
 
 
+@torch.no_grad()
+def fit_text(generator: Generator, pool: MetaPool, space: Space, recipe: MetaRecipe) -> Generator:
+    """A copy whose text residual is a ridge map from signed attributes to centred class means, of the drawn classes alone.
+
+    Prototypes move as (K v + mu(t)) / (K + 1) but for their length, which the head does not see: the text counts as one patient.
+    No real class teaches it, so every one can judge it. Sentences are not read: outside the domain of training such a map from
+    sentences moves prototypes at random.
+    """
+    made = copy.deepcopy(generator)
+    classes = pool.train[DRAWN]
+    x = torch.cat([c.attributes for c in classes]).double() * readable(pool, recipe.stated)
+    y = torch.cat([(c.eight.mean(0) - space.centre).expand(len(c.attributes), -1) for c in classes]).double()
+    slope = torch.linalg.solve(x.T @ x + recipe.ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    u, s, vh = torch.linalg.svd(slope, full_matrices=False)
+    k = min(len(made.text_down.weight), len(s))
+    root = s[:k].sqrt()
+    made.text_down.weight.zero_()
+    made.text_up.weight.zero_()
+    made.text_down.weight[:k, TEXT:] = (u[:, :k] * root).T.float()
+    made.text_up.weight[:, :k] = (vh[:k].T * root).float()
+    return made
+
+
 def _draw(pool: MetaPool, queries: int, most_shots: int, random: np.random.Generator) -> Episode:
     others = [n for n in sorted(pool.train) if n not in (pool.skin, DRAWN)]
     pick = random.random()
@@ -107,7 +130,11 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
 
 
 def _finish(generator: Generator, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=False)
+    for group in (
+        optimizer.param_groups
+    ):  # a zero and no gradient are different things to AdamW, and a resumed run starts with none
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_([p for p in generator.parameters() if p.requires_grad], CLIP)
     optimizer.step()
@@ -148,7 +175,9 @@ def train_head(
                 if random.random() < settings.rivals:
                     episode = replace(episode, settled=frozenset(range(1, len(episode.classes))))
                 remembered = random if random.random() < settings.memory else None
-                parts = (("head", "text"), ("head",), ("text",))[int(random.choice(3, p=(0.4, 0.3, 0.3)))]
+                parts: tuple[str, ...] = ("head",)
+                if episode.classes[0].set == DRAWN:  # no real class teaches the text: each one can judge it
+                    parts = (("text",), ("head", "text"), ("head",))[int(random.choice(3, p=(0.5, 0.25, 0.25)))]
                 given = inputs(episode, space, remembered, sentence=recipe.sentence)
                 weight, bias = head(generator, given.features, given, generator.tokens(given, parts), space, parts)
                 logits = episode.queries() @ weight.T + bias
