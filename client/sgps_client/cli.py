@@ -13,7 +13,7 @@ import typer
 
 from sgps.errors import SgpsError
 from sgps_client.cli_classifier import evaluate, predict, synthesize
-from sgps_client.cli_ledger import ledger
+from sgps_client.cli_ledger import ledger, plans
 
 INTERRUPTED = 130
 app = typer.Typer(
@@ -156,6 +156,7 @@ def forecast(
 for _command in (synthesize, predict, evaluate):
     app.command()(_command)
 app.add_typer(ledger, name="ledger")
+app.add_typer(plans, name="plans")
 
 
 def _say(as_json: bool, facts: dict[str, Any], text: str) -> None:

@@ -1,4 +1,4 @@
-"""`sgps-client ledger`: what was spent, whether the chain holds, and the two entries that only the site's officer may write."""
+"""What belongs to the site's privacy officer: `sgps-client ledger` and `sgps-client plans`."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 ledger = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The site's record of privacy spent.")
+plans = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Plans that wait for a person (approve: manual).")
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's settings.", metavar="FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 OfficerOption = Annotated[str, typer.Option(help="Name of the officer who answers for this entry.")]
@@ -61,6 +62,30 @@ def raise_(
         {"cohort": cohort, "epsilon": epsilon, "officer": officer},
         f"cohort {cohort} may spend epsilon {epsilon:g} in all",
     )
+
+
+@plans.command("list")
+def list_(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Plans that a person was asked about, and what each would cost."""
+    from sgps_client import approval
+    from sgps_client.config import Site
+
+    found = approval.asked(Site.load(config).state)
+    _say(
+        as_json,
+        {"plans": [vars(a) for a in found]},
+        "\n".join(a.line() for a in found) or "no plan has been put to a person",
+    )
+
+
+@plans.command()
+def approve(plan: str, officer: OfficerOption, config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Say yes to one plan, named by the first digits of its hash."""
+    from sgps_client import approval
+    from sgps_client.config import Site
+
+    found = approval.approve(Site.load(config).state, plan, officer)
+    _say(as_json, vars(found), found.line())
 
 
 def _say(as_json: bool, facts: dict[str, Any], text: str) -> None:

@@ -63,6 +63,7 @@ class SiteConfig(Settings):
 
     slots: public number of record slots; patients beyond it do not fit. images_per_patient, seconds_per_patient: public caps; of
     a patient with more images the first are taken, one that takes longer is the zero record. classes: local label -> catalogue id.
+    approve: `manual` puts every plan that passes the rules to a person before a record is read.
     """
 
     site: SiteName
@@ -75,6 +76,7 @@ class SiteConfig(Settings):
     images_per_patient: Annotated[int, Field(ge=1, le=1000)] = 20
     seconds_per_patient: Annotated[float, Field(gt=0, le=3600)] = 30.0
     limits: SiteLimits = SiteLimits()
+    approve: Literal["automatic", "manual"] = "automatic"
     classes: dict[str, ClassId] = {}
     cohorts: tuple[Cohort, ...] = ()
 

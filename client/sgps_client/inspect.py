@@ -131,10 +131,11 @@ def _verified(folder: Path, config: Path, key: Path | None) -> tuple[Release, st
         key = Site.load(config).plan_key
     if key is not None:
         return Release.open(folder, key=load_public(key)), f"the pinned key {key}"
-    from sgps.shipped import SHA256 as SHIPPED
+    from sgps.shipped import shipped_release
 
-    if hashlib.sha256(read_limited(folder / MANIFEST, MANIFEST_LIMIT)).hexdigest() == SHIPPED:
-        return Release.open(folder, sha256=SHIPPED), "the hash that ships with the package"
+    found = hashlib.sha256(read_limited(folder / MANIFEST, MANIFEST_LIMIT)).hexdigest()
+    if found == (shipped := shipped_release().sha256):
+        return Release.open(folder, sha256=shipped), "the hash that ships with the package"
     raise ConfigError("nothing to verify it with", where=folder, do="give --key plan.pub, or --config site.yaml")
 
 

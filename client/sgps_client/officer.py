@@ -8,7 +8,8 @@ from typing import Any
 from sgps.errors import RefusedError
 from sgps.signing import load_public
 from sgps_client.config import Site
-from sgps_client.round import Seen, open_ledger
+from sgps_client.round import open_ledger
+from sgps_client.seen import Seen
 from sgps_privacy import accountant
 from sgps_privacy.errors import Refused
 from sgps_privacy.ledger import Ledger

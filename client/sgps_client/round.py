@@ -4,65 +4,39 @@ Plan checks, site limits and ledger come first, before a record is read. Then th
 yet), then CHARGE -> noised sum -> outbox -> COMMIT, then the wait for the plan's `answer_at`. A refusal is one constant word.
 """
 
-import json
+import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgps.code import contributor_code
-from sgps.errors import ConfigError, SgpsError
-from sgps.files import write_atomic
+from sgps.errors import SgpsError
 from sgps.memory import COUNTS, ROWS
-from sgps.plan import LIMIT, Plan, SignedPlan, arrays_sha256
+from sgps.plan import Plan, SignedPlan
 from sgps.release import Release
 from sgps.signing import load_public
-from sgps_client import log
+from sgps_client import approval, log
 from sgps_client.config import Site
 from sgps_client.records import Record, cohort_of, prepared
+from sgps_client.rules import CLOCK_SLACK, Arrays, check, here, opened
+from sgps_client.seen import Seen
 from sgps_client.store import Store
 from sgps_privacy import egress, statement
 from sgps_privacy.egress import Reply
 from sgps_privacy.errors import PrivacyError, Refused
 from sgps_privacy.ledger import Ledger, Order
-from sgps_privacy.limits import Limits
 from sgps_privacy.terms import Terms
 
-Arrays = Mapping[str, NDArray[Any]]
-CLOCK_SLACK = 300.0  # seconds that a plan may seem to come from the future
-ARRAY_BYTES = 64 << 20
 BUSY_SECONDS = 20.0  # how long a round waits for somebody who looks at the ledger
-PLANS = "plans.json"
 
 
 class RoundFailed(SgpsError):
     """The machine failed, or was too slow: nothing may be said about it, so the site is silent. The text stays here."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Verified plans that a site remembers: the last one, and when the plan of each charged round was issued."""
-
-    last: SignedPlan | None
-    charged: Mapping[str, float]
-
-    @classmethod
-    def read(cls, state: Path) -> "Seen":
-        try:
-            found = json.loads((state / PLANS).read_bytes())
-            return cls(SignedPlan.model_validate(found["last"]), dict(found["charged"]))
-        except FileNotFoundError:
-            return cls(None, {})
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError("is damaged", where=state / PLANS, do="put it back from the backup") from error
-
-    def write(self, state: Path) -> None:
-        last = None if self.last is None else self.last.model_dump()
-        write_atomic(state / PLANS, json.dumps({"last": last, "charged": dict(self.charged)}).encode(), 0o600)
 
 
 def answer(site: Site, text: str, signature: str, arrays: Arrays) -> Reply:
@@ -72,7 +46,7 @@ def answer(site: Site, text: str, signature: str, arrays: Arrays) -> Reply:
     Raises RoundFailed when the site has to stay silent.
     """
     try:
-        plan, signed = _opened(site, text, signature, arrays)
+        plan, signed = opened(site, text, signature, arrays)
     except Refused as refused:  # no plan that could be trusted with a time to wait for
         log.current()("refused", f"order refused: {refused.detail}", bad=True, code=refused.code)
         return egress.refuse(refused.code)
@@ -100,82 +74,6 @@ def _wait(plan: Plan) -> None:
         time.sleep(plan.answer_at - now)
 
 
-def _opened(site: Site, text: str, signature: str, arrays: Arrays) -> tuple[Plan, SignedPlan]:
-    """Size, then signature, then content."""
-    if len(text) > LIMIT or sum(a.nbytes for a in arrays.values()) > ARRAY_BYTES:
-        raise Refused("plan_size", "the order is larger than any plan")
-    try:
-        signed = SignedPlan(text=text, signature=signature)
-        return signed.open(load_public(site.plan_key)), signed
-    except (SgpsError, ValueError) as error:
-        raise Refused(
-            "plan_signature", str(error) if isinstance(error, SgpsError) else "no signed plan in the order"
-        ) from error
-
-
-def check(site: Site, plan: Plan, arrays: Arrays, release: Release | None, last_round: int, now: float) -> Terms:
-    """The site's rules in their fixed order; a plan that breaks one is refused before ledger and records. Returns its terms.
-
-    release: the site's newest verified one. last_round: highest round of this federation that the site knows of.
-    """
-    config, code = site.config, contributor_code()
-    _rule(plan.federation == config.federation.fingerprint, "plan_federation", "the plan is of another federation")
-    _rule(config.role == "contribute", "plan_site", "this site only receives")
-    _rule(site.name in plan.sites, "plan_site", "this site is not in the round")
-    _rule(plan.issued - CLOCK_SLACK <= now <= plan.deadline, "plan_time", _clock(plan, now))
-    _rule(plan.round >= last_round, "plan_round", f"round {last_round} is known already")
-    _rule(
-        code in plan.code,
-        "plan_code",
-        f"the coordinator does not accept this site's code {code[:12]}: install the same version",
-    )
-    release = _here(release)
-    manifest = release.manifest
-    _rule(
-        plan.encoder == manifest.encoder_sha256,
-        "plan_encoder",
-        "the plan is for another base network or other coordinates",
-    )
-    _rule(plan.classes == manifest.classes, "plan_classes", "the plan's classes are not those of the release")
-    shapes = {ROWS: (len(plan.classes), len(release.memory().coordinates.directions)), COUNTS: (len(plan.classes),)}
-    sound = {n: a.shape for n, a in arrays.items()} == shapes and all(a.dtype == np.float32 for a in arrays.values())
-    _rule(
-        sound and arrays_sha256(dict(arrays)) == plan.start, "plan_start", "the arrays are not those that were signed"
-    )
-    terms = Terms.from_mapping(plan.terms)
-    limits = config.limits
-    _rule(terms.kind == plan.kind and terms.kind in limits.kinds, "plan_kind", f"kind {plan.kind} is not allowed here")
-    _rule(terms.q == 1 or terms.kind != "rows", "plan_q", "a rows round takes every patient once, so q must be 1")
-    Limits(
-        max_clip=limits.most_clip,
-        min_sigma=limits.least_sigma,
-        max_q=limits.most_q,
-        max_steps=limits.most_steps,
-        denominator=limits.denominator,
-        names=frozenset(shapes),
-        max_numbers=sum(int(np.prod(shape)) for shape in shapes.values()),
-        code_hashes=frozenset({code}),
-    ).check(terms, shapes, code)
-    return terms
-
-
-def _here(release: Release | None) -> Release:
-    if release is None:
-        raise Refused("plan_encoder", "no verified release is here yet")
-    return release
-
-
-def _rule(holds: bool, code: str, detail: str) -> None:
-    if not holds:
-        raise Refused(code, detail)
-
-
-def _clock(plan: Plan, now: float) -> str:
-    if now > plan.deadline:
-        return f"the plan's deadline passed {now - plan.deadline:.0f} s ago; check this machine's clock"
-    return f"the plan comes from {plan.issued - now:.0f} s in the future; check this machine's clock"
-
-
 def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> Reply:
     release = Store(site).newest()
     with open_ledger(site) as ledger:
@@ -185,7 +83,7 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
         )  # without opening: only if this round is charged
         terms = check(site, plan, arrays, release, 0 if charged else _last_round(site, ledger, seen, plan), time.time())
         Seen(signed, seen.charged).write(site.state)
-        cohort = charged or _next_cohort(site, ledger, plan, _here(release))
+        cohort = charged or _next_cohort(site, ledger, plan, here(release))
         order = Order.of(
             terms,
             federation=plan.federation,
@@ -201,7 +99,13 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
                 round=plan.round, attempt=plan.attempt, cohort=cohort, receipt=receipt,
             )  # fmt: skip
             return egress.decode(payload).with_receipt(receipt)
-        records, facts = _records(site, plan, _here(release), cohort), _facts(site, ledger, order, terms, arrays)
+        facts = _facts(site, ledger, order, terms, arrays)
+        if not approval.given(site, plan, cohort, facts):
+            raise RoundFailed(
+                f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {facts['epsilon']:.3f} in all",
+                do=f"sgps-client plans approve {plan.sha256()[:12]} --officer NAME",
+            )
+        train = _trainer(site, plan, terms, arrays, _records(site, plan, here(release), cohort), facts)
         if time.time() > plan.answer_at:
             raise RoundFailed(
                 f"round {plan.round}: the records were not ready at answer_at; nothing was charged",
@@ -209,7 +113,8 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
             )
         Seen(signed, {**seen.charged, str(plan.round): plan.issued}).write(site.state)
         start = time.monotonic()
-        payload, receipt = ledger.answer(order, lambda: _noised(site, plan, terms, arrays, records, facts))
+        with uninterrupted():
+            payload, receipt = ledger.answer(order, train)
         log.current()(
             "charged",
             f"round {plan.round}: charged to cohort {cohort}: {facts['epsilon']:.3f} of epsilon {facts['cap_epsilon']:g} is spent "
@@ -218,6 +123,23 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
             budget=facts["cap_epsilon"], delta=facts["delta"], seconds=round(time.monotonic() - start, 3),
         )  # fmt: skip
         return egress.decode(payload).with_receipt(receipt)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """From CHARGE to COMMIT, about a second, Ctrl-C and SIGTERM wait: in between they would lose the round and its budget."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals reach the main thread only
+        return
+    waiting: list[int] = []
+    before = {s: signal.signal(s, lambda number, _: waiting.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if waiting:
+        signal.raise_signal(waiting[0])
 
 
 def _last_round(site: Site, ledger: Ledger, seen: Seen, plan: Plan) -> int:
@@ -264,24 +186,30 @@ def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms, arrays: Array
     )
 
 
-def _noised(
+def _trainer(
     site: Site, plan: Plan, terms: Terms, arrays: Arrays, records: Sequence[Record | None], facts: Mapping[str, Any]
-) -> bytes:
-    """After CHARGE: clip, sum, noise."""
+) -> Callable[[], bytes]:
+    """Everything that can fail or take time, before CHARGE; what it returns clips, sums, noises and encodes."""
     import torch
 
     from sgps_privacy.engine import PrivateRound
+    from sgps_privacy.unit import fill_slots
 
     def loss(theta: Mapping[str, torch.Tensor], record: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Design D13: the gradient of -<row, x> - count is the record itself."""
         return -(theta[ROWS] * record[ROWS]).sum() - (theta[COUNTS] * record[COUNTS]).sum()
 
+    slots = site.config.slots or 0
     start = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
     tensors = [None if r is None else {name: torch.from_numpy(a) for name, a in r.items()} for r in records]
-    if site.config.slots is None:
-        raise ConfigError("slots: missing", where=site.file)
-    noised = PrivateRound(terms, loss).run(start, tensors, site.config.slots)
-    return egress.encode(egress.accept(noised, plan_id=plan.sha256(), code_hash=contributor_code(), statement=facts))
+    fill_slots(tensors, slots)
+    private, code = PrivateRound(terms, loss), contributor_code()
+    return lambda: _noised(lambda: private.run(start, tensors, slots), plan.sha256(), code, facts)
+
+
+def _noised(run: Callable[[], dict[str, NDArray[np.float32]]], plan: str, code: str, facts: Mapping[str, Any]) -> bytes:
+    """After CHARGE."""
+    return egress.encode(egress.accept(run(), plan_id=plan, code_hash=code, statement=facts))
 
 
 def _never() -> bytes:

@@ -25,6 +25,8 @@ from sgps_client.flower_link import BEAT, Fleet, NodeUnknown, Withdrawn
 from sgps_client.records import prepared
 from sgps_client.round import RoundFailed, open_cohorts, open_ledger
 from sgps_client.store import Store
+from sgps_privacy.egress import ACCEPTED
+from sgps_privacy.errors import Refused
 
 POLL, STATUS_EVERY = 0.3, 2.0  # seconds between asking for orders, and for the coordinator's state
 FIRST_WAIT, MOST_WAIT, GROWTH = 0.5, 15.0, 1.6  # back-off after trouble, seconds
@@ -63,6 +65,7 @@ class Worker:
         self._stop = threading.Event()
         self._ready = self._online = False
         self._failures = 0
+        self._pulled = b""
         self._next_status = 0.0
         self._bad: set[str] = set()
 
@@ -117,11 +120,14 @@ class Worker:
             return False
         if not self.fleet.node_id:
             self._attach(self.fleet)
-        raw = self.inflight.read_bytes() if self.inflight.exists() else self.fleet.next()
-        if raw:
-            self._order(self.fleet, raw)
-        else:
-            time.sleep(POLL)
+        if not self.inflight.exists():
+            self._pulled = self._pulled or self.fleet.next()  # kept until it is on disk, which may be full
+            if not self._pulled:
+                time.sleep(POLL)
+                return False
+            write_atomic(self.inflight, self._pulled, 0o600)
+            self._pulled = b""
+        self._order(self.fleet, self.inflight.read_bytes())
         return False
 
     def _hello(self, status: Status) -> None:
@@ -155,13 +161,19 @@ class Worker:
         self._say("release", f"release {latest.name} fetched and verified", release=latest.name, sha256=release.sha256)
 
     def _prepare(self) -> None:
-        """Once: cohorts are opened, and the one whose turn it is is read and encoded, so that no reply waits for slow images."""
+        """At the start and after each answer: the cohort whose turn it is is read and encoded, so that no reply waits for images."""
         release = self.store.newest()
         if not self.contributes or self._ready or release is None:
             return
-        turn = self._open_cohorts(release)
+        try:
+            turn = self._open_cohorts(release)
+        except (RoundFailed, Refused) as error:
+            if self.fleet is None or not self.fleet.node_id:
+                raise  # at the start a person is there to mend it
+            self._say("trouble", f"the cohorts cannot be opened: {getattr(error, 'detail', '') or error}", bad=True)
+            return
         if turn is None:
-            self._say("ready", "every cohort has paid for its round: only releases and repeated replies from here on")
+            self._say("ready", "no cohort is next: from here on only releases and repeated replies")
         else:
             start = time.monotonic()
             count = sum(record is not None for record in prepared(self.site, release, turn))
@@ -187,7 +199,6 @@ class Worker:
         self._say("attached", "registered with the coordinator; waiting for plans")
 
     def _order(self, fleet: Fleet, raw: bytes) -> None:
-        write_atomic(self.inflight, raw, 0o600)
         order = fleet.open(raw)
         try:
             reply = flower_link.run_app(app, order, fleet.node_id, {"site": str(self.site.file)})
@@ -207,7 +218,8 @@ class Worker:
         self._failures, self._next_status = 0, 0.0
 
     def _answered(self, status: str) -> None:
-        if status == "accepted":
+        if status == ACCEPTED:
+            self._ready = False  # a further cohort may be next
             self._say("answered", f"answered at {time.strftime('%H:%M:%S')} with the noised sum")
         else:
             self._say("answered", f"answered at {time.strftime('%H:%M:%S')} with one word: {status}", code=status)

@@ -1,5 +1,6 @@
 """One round at a site: what is refused before a record is read, what is charged once, and what never leaves."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
 from site_bench import Bench
 
-from sgps.errors import RefusedError
+from sgps.errors import InputError, RefusedError
 from sgps.memory import COUNTS, ROWS, record
-from sgps_client import officer, records
+from sgps_client import approval, officer, records
 from sgps_client import round as rounds
 from sgps_client.enrolment import load_key
 from sgps_client.round import RoundFailed, answer, open_ledger
@@ -38,9 +39,13 @@ def ask(bench: Bench, plan: Any = None, arrays: Any = None) -> egress.Reply:
     return answer(bench.site, signed.text, signed.signature, bench.start() if arrays is None else arrays)
 
 
-def entries(bench: Bench, kind: str) -> list[dict[str, Any]]:
+def all_entries(bench: Bench) -> list[dict[str, Any]]:
     with open_ledger(bench.site) as ledger:
-        return [e for e in ledger.history() if e["kind"] == kind]
+        return list(ledger.history())
+
+
+def entries(bench: Bench, kind: str) -> list[dict[str, Any]]:
+    return [e for e in all_entries(bench) if e["kind"] == kind]
 
 
 @pytest.fixture
@@ -221,6 +226,41 @@ def test_slow_records_mean_silence_and_no_charge(bench: Bench, monkeypatch: pyte
     with pytest.raises(RoundFailed, match="nothing was charged"):
         ask(bench, bench.plan(answer_at=time.time() + 0.2))
     assert not entries(bench, "CHARGE")
+
+
+def test_where_a_person_must_approve_nothing_is_read_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.write(approve="manual")
+    plan = bench.plan()
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "prepared", lambda *_: pytest.fail("a record was read"))
+        for _ in range(2):
+            with pytest.raises(RoundFailed, match="waits for approval"):
+                ask(bench, plan)
+    (waiting,) = approval.asked(bench.site.state)
+    assert (waiting.plan, waiting.cohort, waiting.officer) == (plan.sha256(), "first", "")
+    assert waiting.epsilon == pytest.approx(3.0, abs=0.01)
+    for wrong in ("0" * 12, plan.sha256()[:7]):
+        with pytest.raises(InputError, match="one is needed"):
+            approval.approve(bench.site.state, wrong, "Dr Officer")
+    approval.approve(bench.site.state, plan.sha256()[:12], "Dr Officer")
+    assert ask(bench, bench.plan(attempt=2)).status == "accepted"  # the yes is to the round, not to an attempt
+    other = bench.plan(round=2, terms=bench.terms(sigma=5.0))
+    assert ask(bench, other).status == "budget"
+
+
+def test_ctrl_c_between_charge_and_commit_waits(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = rounds._noised
+
+    def interrupted(*args: Any) -> bytes:
+        signal.raise_signal(signal.SIGINT)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_noised", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask(bench)
+    assert [e["kind"] for e in all_entries(bench)] == ["COHORT", "CHARGE", "COMMIT"]
+    assert ask(bench, bench.plan(attempt=2)).status == "accepted"
 
 
 class Killed(BaseException):

@@ -1,0 +1,75 @@
+"""`approve: manual`: a person says yes to a plan before a record is read. The yes covers every attempt of the same round."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgps.errors import InputError, StateError
+from sgps.files import write_atomic
+from sgps.plan import Plan
+from sgps_client.config import Site
+
+FILE = "approvals.json"
+SHORTEST = 8  # hex digits of a plan's hash that a person must type
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A plan that passed every rule, and what it would cost. officer: who said yes; empty while nobody did."""
+
+    plan: str
+    round: int
+    kind: str
+    cohort: str
+    sigma: float
+    epsilon: float
+    mu: float
+    delta: float
+    officer: str = ""
+
+    def line(self) -> str:
+        state = f"approved by {self.officer}" if self.officer else "waits for approval"
+        return (
+            f"{self.plan[:12]}  round {self.round} ({self.kind})  cohort {self.cohort}  noise {self.sigma:g}  "
+            f"epsilon {self.epsilon:.3f} in this federation at delta {self.delta:g} (mu {self.mu:.3f})  {state}"
+        )
+
+
+def asked(state: Path) -> list[Asked]:
+    """All plans that were ever put to a person, oldest first."""
+    try:
+        return [Asked(**entry) for entry in json.loads((state / FILE).read_bytes())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
+        raise StateError("is damaged", where=state / FILE, do="remove it: every plan is asked for again") from error
+
+
+def _write(state: Path, entries: list[Asked]) -> None:
+    write_atomic(state / FILE, json.dumps([vars(entry) for entry in entries]).encode(), 0o600)
+
+
+def given(site: Site, plan: Plan, cohort: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the plan may be carried out; a plan that nobody was asked about yet is put on the list."""
+    if site.config.approve == "automatic":
+        return True
+    name, entries = plan.sha256(), asked(site.state)
+    found = [entry for entry in entries if (entry.plan, entry.cohort) == (name, cohort)]
+    if not found:
+        figures = {key: facts[key] for key in ("sigma", "epsilon", "mu", "delta")}
+        _write(site.state, [*entries, Asked(name, plan.round, plan.kind, cohort, **figures)])
+    return any(entry.officer for entry in found)
+
+
+def approve(state: Path, prefix: str, officer: str) -> Asked:
+    """Says yes to the one plan whose hash begins with `prefix`. Raises InputError when it names none, or several."""
+    entries = asked(state)
+    found = [entry for entry in entries if len(prefix) >= SHORTEST and entry.plan.startswith(prefix.lower())]
+    if len(found) != 1 or not officer.strip():
+        do = "sgps-client plans list; give the officer's name"
+        raise InputError(f"names {len(found)} plans; one is needed, by at least {SHORTEST} digits", where=prefix, do=do)
+    yes = Asked(**{**vars(found[0]), "officer": officer.strip()})
+    _write(state, [yes if entry == found[0] else entry for entry in entries])
+    return yes
