@@ -237,6 +237,52 @@ def test_a_coordinator_killed_while_sites_wait_gets_the_same_bytes_afterwards(wo
         assert f.said(site, "resend")
 
 
+FORGED = """
+import sys, time
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sgps.plan import SignedPlan
+from sgps_server import plans
+real, kinds = plans.PlanOffice.plan, ("altered", "other key", "expired", "other site", "beyond limits")
+def forged(self, round, attempt, *rest):
+    plan, signed = real(self, round, attempt, *rest)
+    now, key = time.time(), self._key
+    past = {"issued": now - 30, "answer_at": now - 20, "deadline": now - 10}
+    def make():
+        match kinds[attempt - 1] if attempt <= len(kinds) else "":
+            case "altered":
+                return SignedPlan(text=signed.text.replace('"attempt":1', '"attempt":2'), signature=signed.signature)
+            case "other key":
+                return plan.sign(Ed25519PrivateKey.generate())
+            case "expired":
+                return plan.model_copy(update=past).sign(key)
+            case "other site":
+                return plan.model_copy(update={"sites": ("elsewhere",)}).sign(key)
+            case "beyond limits":
+                return plan.model_copy(update={"terms": {**plan.terms, "sigma": 0.5}}).sign(key)
+        return signed
+    return plan, make()
+plans.PlanOffice.plan = forged
+from sgps_server.cli import main
+main()
+"""
+
+
+def test_forged_plans_are_refused_over_the_wire_and_cost_nothing(work: Path) -> None:
+    f = Federation(work, answer_after=5, attempts=20)
+    north, south = f.site("north"), f.site("south")
+    command = [sys.executable, "-c", FORGED, "--config", str(f.folder.config), "--json", "--linger", "180"]
+    with (work / "server.log").open("ab") as log:
+        f.processes.append(subprocess.Popen(command, env=fed.environment(), stdout=log, stderr=log))
+    running = [f.run(north), f.run(south)]
+    for process in running:
+        assert process.wait(300) == 0
+    for site in (north, south):
+        codes = [e["code"] for e in f.said(site, "refused")]
+        assert codes == ["plan_signature", "plan_signature", "plan_time", "plan_site", "plan_sigma"]
+        assert entries(site) == ["COHORT", "CHARGE", "COMMIT"]
+        assert f.said(site, "charged")[0]["time"] > f.said(site, "refused")[-1]["time"]
+
+
 def test_a_stopped_client_ends_cleanly_and_a_second_one_is_refused(work: Path) -> None:
     f = Federation(work)
     north = f.site("north")

@@ -1,0 +1,221 @@
+"""The worker without a network: what it keeps on disk, what it says, when it gives way and when it goes on."""
+
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import site_bench
+from site_bench import Bench
+
+from sgps.errors import NetworkError, StateError
+from sgps_client import flower_link, log, worker
+from sgps_client.coordinator import Latest, Status
+from sgps_client.flower_link import NodeUnknown, Withdrawn
+from sgps_client.round import RoundFailed
+from sgps_client.worker import Worker
+
+
+class Reports(log.Report):
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.said: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, event: str, line: str, /, *, bad: bool = False, **facts: Any) -> None:
+        self.said.append((event, {"line": line, **facts}))
+
+    def events(self) -> list[str]:
+        return [event for event, _ in self.said]
+
+
+class Link:
+    """Stands where `Fleet` stands. Orders are handed out once, as Flower does."""
+
+    def __init__(self, orders: list[Any]) -> None:
+        self.node_id, self.orders, self.answered, self.calls = 0, orders, list[Any](), list[str]()
+        self.fails: dict[str, list[Exception]] = {}
+
+    def _call(self, name: str) -> None:
+        self.calls.append(name)
+        if self.fails.get(name):
+            raise self.fails[name].pop(0)
+
+    def activate(self) -> int:
+        self._call("activate")
+        self.node_id = 7
+        return 7
+
+    def adopt(self, node_id: int) -> None:
+        self._call("adopt")
+        self.node_id = node_id
+
+    def heartbeat(self) -> None: ...
+
+    def deactivate(self) -> None:
+        self._call("deactivate")
+        self.node_id = 0
+
+    def next(self) -> bytes:
+        self._call("next")
+        return self.orders.pop(0) if self.orders else b""
+
+    def open(self, raw: bytes) -> bytes:
+        self._call("open")
+        return raw
+
+    def answer(self, order: Any, reply: Any) -> None:
+        self._call("answer")
+        self.answered.append((order, reply))
+
+    def close(self) -> None: ...
+
+
+def reply(status: str) -> Any:
+    return SimpleNamespace(content=SimpleNamespace(config_records={"reply": {"status": status}}))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return site_bench.make(tmp_path / "north")
+
+
+class Run:
+    """A worker whose coordinator answers from memory."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, orders: list[Any], replies: list[Any]) -> None:
+        self.link, self.report, self.state = Link(orders), Reports(), "running"
+        self.worker = Worker(bench.site)
+        assert self.worker.fleet is not None
+        self.worker.fleet.close()
+        self.worker.fleet = self.link  # type: ignore[assignment]
+        self.worker.coordinator.close()
+        sha = self.worker.store.newest().sha256  # type: ignore[union-attr]
+        self.worker.coordinator = SimpleNamespace(  # type: ignore[assignment]
+            url="https://localhost:9",
+            status=self.status,
+            latest=lambda: Latest(name="0000", sha256=sha),
+            close=lambda: None,
+        )
+        self.mark, self.replies = bench.mark, replies
+        monkeypatch.setattr(flower_link, "run_app", self.app)
+        for name, value in {"POLL": 0.01, "STATUS_EVERY": 0.0, "FIRST_WAIT": 0.01, "MOST_WAIT": 0.02}.items():
+            monkeypatch.setattr(worker, name, value)
+        monkeypatch.setattr(worker, "prepared", lambda *_: [None])
+
+    def status(self) -> Status:
+        done = self.state == "done" or not (self.link.orders or self.replies)
+        return Status(
+            federation="derm", fingerprint=self.mark, state="done" if done else "running", round=1, rounds=1, time=time.time()
+        )  # fmt: skip
+
+    def app(self, *_: Any) -> Any:
+        found = self.replies.pop(0)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def go(self) -> None:
+        with log.reporting(self.report):
+            self.worker.run()
+
+
+def test_an_order_is_answered_and_the_site_says_goodbye(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
+    run.go()
+    assert run.link.answered == [(b"order", run.link.answered[0][1])]
+    assert run.report.events()[:3] == ["online", "ready", "attached"]
+    assert "answered" in run.report.events()
+    assert run.report.events()[-1] == "done"
+    assert run.link.calls[-1] == "deactivate"
+    assert not run.worker.inflight.exists()
+    assert not run.worker.node_file.exists()
+
+
+def test_an_order_is_on_disk_until_its_answer_is_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    assert run.worker.inflight.read_bytes() == b"order"
+    assert run.worker.node_file.read_text() == "7"  # it does not say goodbye: the order belongs to this node
+    again = Run(bench, monkeypatch, [], [reply("accepted")])
+    again.go()
+    assert again.link.calls[0] == "adopt"
+    assert [order for order, _ in again.link.answered] == [b"order"]
+
+
+def test_an_answer_that_does_not_get_through_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [reply("accepted"), reply("accepted")])
+    run.link.fails["answer"] = [NetworkError("the upload was cut")]
+    run.go()
+    assert len(run.link.answered) == 1
+    assert "offline" in run.report.events()
+
+
+def test_a_void_node_is_registered_again_and_its_order_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"first", b"second"], [reply("accepted"), reply("accepted")])
+    run.link.fails["answer"] = [NodeUnknown("401")]
+    run.go()
+    assert [order for order, _ in run.link.answered] == [b"second"]
+    assert run.link.calls.count("activate") == 2
+    assert "reconnect" in run.report.events()
+
+
+def test_a_withdrawn_order_is_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"first", b"second"], [reply("accepted")])
+    run.link.fails["open"] = [Withdrawn("withdrawn")]
+    run.go()
+    assert [order for order, _ in run.link.answered] == [b"second"]
+
+
+def test_a_failure_here_is_silence_and_stays_silence_after_the_deadline(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [RoundFailed("x"), RoundFailed("x"), reply("plan_time")])
+    run.go()
+    assert run.link.answered == []
+    assert not run.worker.inflight.exists()
+    again = Run(bench, monkeypatch, [b"order"], [reply("plan_time")])
+    again.go()
+    assert len(again.link.answered) == 1  # an old plan that was never worked on is refused as any other
+
+
+def test_an_order_survives_a_disk_that_is_full_for_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
+    real, left = worker.write_atomic, [2]
+
+    def full(path: Path, data: bytes, mode: int = 0o644) -> None:
+        if path.name == "inflight" and left[0]:
+            left[0] -= 1
+            raise OSError(28, "No space left on device", str(path))
+        real(path, data, mode)
+
+    monkeypatch.setattr(worker, "write_atomic", full)
+    run.go()
+    assert [order for order, _ in run.link.answered] == [b"order"]
+    assert run.report.events().count("trouble") == 2
+
+
+def test_another_federations_coordinator_gets_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
+    run.mark = "b" * 64
+    left = [3]
+
+    def sleep(_: float) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        run.go()
+    assert run.link.calls == []
+    assert "another federation" in run.report.said[0][1]["line"]
+
+
+def test_only_one_worker_for_a_folder(bench: Bench) -> None:
+    with worker.only_one(bench.site), pytest.raises(StateError, match="another"), worker.only_one(bench.site):
+        pass
