@@ -55,6 +55,7 @@ class _Prepared:
 
         if self.encoder is None or self.encoder[0] != release.manifest.encoder_sha256:
             self.encoder = release.manifest.encoder_sha256, ImageEncoder(release)
+            self.encoder[1].features([])  # loads the network: the first patient's seconds are not for that
         return self.encoder[1]
 
 

@@ -26,7 +26,7 @@ from sgps_client.records import Record, cohort_of, prepared
 from sgps_client.rules import CLOCK_SLACK, Arrays, check, here, opened
 from sgps_client.seen import Seen
 from sgps_client.store import Store
-from sgps_privacy import egress, statement
+from sgps_privacy import accountant, egress, statement
 from sgps_privacy.egress import Reply
 from sgps_privacy.errors import PrivacyError, Refused
 from sgps_privacy.ledger import Ledger, Order
@@ -100,6 +100,7 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
             )  # fmt: skip
             return egress.decode(payload).with_receipt(receipt)
         facts = _facts(site, ledger, order, terms, arrays)
+        _tell_cost(ledger, plan, order, facts)
         if not approval.given(site, plan, cohort, facts):
             raise RoundFailed(
                 f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {facts['epsilon']:.3f} in all",
@@ -161,13 +162,24 @@ def _next_cohort(site: Site, ledger: Ledger, plan: Plan, release: Release) -> st
 
 
 def _records(site: Site, plan: Plan, release: Release, cohort: str) -> Sequence[Record | None]:
-    log.current()(
-        "reading", f"round {plan.round}: cohort {cohort} is read and encoded; nothing is spent yet", cohort=cohort
-    )
     try:
         return prepared(site, release, cohort)
     except (SgpsError, PrivacyError, OSError) as error:
         raise RoundFailed(f"round {plan.round}: the cohort cannot be read: {error}", do="sgps-client check") from error
+
+
+def _tell_cost(ledger: Ledger, plan: Plan, order: Order, facts: Mapping[str, Any]) -> None:
+    """To the site's own people: over all federations, which the statement does not say."""
+    budget, spent = ledger.budget(order.cohort), ledger.spent(order.cohort)
+    now = accountant.epsilon(spent, budget.delta) if spent else 0.0
+    after = accountant.epsilon([*spent, order.event], budget.delta)
+    log.current()(
+        "cost",
+        f"round {plan.round}: the plan is within this site's limits; it takes cohort {order.cohort} from epsilon {now:.3f} to "
+        f"{after:.3f} of {budget.epsilon:g} (noise {order.event.sigma:g}); nothing is spent yet",
+        round=plan.round, plan=order.plan_hash, cohort=order.cohort, sigma=order.event.sigma, mu=facts["mu"],
+        epsilon=after, budget=budget.epsilon, delta=budget.delta,
+    )  # fmt: skip
 
 
 def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms, arrays: Arrays) -> dict[str, Any]:

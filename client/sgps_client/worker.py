@@ -175,11 +175,12 @@ class Worker:
         if turn is None:
             self._say("ready", "no cohort is next: from here on only releases and repeated replies")
         else:
+            self._say("reading", f"cohort {turn} is read and encoded; nothing is spent by that", cohort=turn)
             start = time.monotonic()
             count = sum(record is not None for record in prepared(self.site, release, turn))
             self._say(
                 "ready",
-                f"cohort {turn}: {count} patients read and encoded in {time.monotonic() - start:.0f} s; nothing is spent yet",
+                f"cohort {turn}: {count} patients read and encoded in {time.monotonic() - start:.0f} s",
                 cohort=turn, patients=count, seconds=round(time.monotonic() - start, 1),
             )  # fmt: skip
         self._ready = True

@@ -166,7 +166,7 @@ class Bench:
     folder: Path
     key: Ed25519PrivateKey
     mark: str
-    wait: float = 1.5  # seconds from now to answer_at
+    wait: float = 30.0  # seconds from now to answer_at
 
     @property
     def file(self) -> Path:

@@ -127,7 +127,7 @@ def test_an_order_is_answered_and_the_site_says_goodbye(bench: Bench, monkeypatc
     run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
     run.go()
     assert run.link.answered == [(b"order", run.link.answered[0][1])]
-    assert run.report.events()[:3] == ["online", "ready", "attached"]
+    assert run.report.events()[:3] == ["online", "reading", "ready"]
     assert "answered" in run.report.events()
     assert run.report.events()[-1] == "done"
     assert run.link.calls[-1] == "deactivate"
