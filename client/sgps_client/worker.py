@@ -161,35 +161,38 @@ class Worker:
         self._say("release", f"release {latest.name} fetched and verified", release=latest.name, sha256=release.sha256)
 
     def _prepare(self) -> None:
-        """At the start and after each answer: the cohort whose turn it is is read and encoded, so that no reply waits for images."""
+        """Cohorts that have not paid yet are read and encoded before plans come, so that no reply waits for slow images."""
         release = self.store.newest()
-        if not self.contributes or self._ready or release is None:
+        if not self.contributes or self._ready or release is None or self.inflight.exists():
             return
         try:
-            turn = self._open_cohorts(release)
+            turns = self._open_cohorts(release)
         except (RoundFailed, Refused) as error:
             if self.fleet is None or not self.fleet.node_id:
                 raise  # at the start a person is there to mend it
             self._say("trouble", f"the cohorts cannot be opened: {getattr(error, 'detail', '') or error}", bad=True)
             return
-        if turn is None:
-            self._say("ready", "no cohort is next: from here on only releases and repeated replies")
-        else:
-            self._say("reading", f"cohort {turn} is read and encoded; nothing is spent by that", cohort=turn)
+        for cohort in turns:
+            self._say("reading", f"cohort {cohort} is read and encoded; nothing is spent by that", cohort=cohort)
             start = time.monotonic()
-            count = sum(record is not None for record in prepared(self.site, release, turn))
+            count = sum(record is not None for record in prepared(self.site, release, cohort))
             self._say(
                 "ready",
-                f"cohort {turn}: {count} patients read and encoded in {time.monotonic() - start:.0f} s",
-                cohort=turn, patients=count, seconds=round(time.monotonic() - start, 1),
+                f"cohort {cohort}: {count} patients read and encoded in {time.monotonic() - start:.0f} s",
+                cohort=cohort, patients=count, seconds=round(time.monotonic() - start, 1),
             )  # fmt: skip
+        if not turns:
+            self._say("ready", "no cohort is next: from here on only releases and repeated replies")
         self._ready = True
 
-    def _open_cohorts(self, release: Release) -> str | None:
-        """Whose turn it is."""
+    def _open_cohorts(self, release: Release) -> list[str]:
+        """The cohort whose turn it is and those after it that have not paid in this federation."""
+        federation = self.site.config.federation.fingerprint
         with open_ledger(self.site) as ledger:
-            open_cohorts(self.site, ledger, release)
-            return ledger.next_cohort(self.site.config.federation.fingerprint, "rows")
+            names = [*open_cohorts(self.site, ledger, release)]
+            turn = ledger.next_cohort(federation, "rows")
+            paid = {e["cohort"] for e in ledger.history() if e["kind"] == "CHARGE" and e["federation"] == federation}
+        return [n for n in names if n == turn or (turn is not None and n not in paid)]
 
     def _attach(self, fleet: Fleet) -> None:
         if self.node_file.exists():
@@ -220,7 +223,6 @@ class Worker:
 
     def _answered(self, status: str) -> None:
         if status == ACCEPTED:
-            self._ready = False  # a further cohort may be next
             self._say("answered", f"answered at {time.strftime('%H:%M:%S')} with the noised sum")
         else:
             self._say("answered", f"answered at {time.strftime('%H:%M:%S')} with one word: {status}", code=status)
