@@ -382,7 +382,9 @@ class Synthesizer:
 
     def _notes(self, d: _Asked) -> list[str]:
         if d.entry is None:
-            near = ", ".join(f"{e.name} ({e.id})" for e in self.catalogue.nearest(f"{d.key}", _NEAREST))
+            by_name = self.catalogue.nearest(d.key, 1)
+            by_text = self.catalogue.nearest(f"{d.key}. {d.text}", _NEAREST, self.text)
+            near = ", ".join(f"{e.name} ({e.id})" for e in {e.id: e for e in (*by_name, *by_text)}.values())
             return [f"{d.key} is not in the catalogue: no row of the class memory was used; nearest entries: {near}"]
         if d.worth == 0:
             return [f"the class memory holds nothing certain about {d.key}: the exemplar stands alone"]
