@@ -38,11 +38,11 @@ class Coordinates:
 
     def place(self, features: Array) -> Array:
         """features [..., f] -> coordinates [..., k]."""
-        return (features - self.mean) @ self.directions.T
+        return np.asarray((features - self.mean) @ self.directions.T)
 
     def lift(self, places: Array) -> Array:
         """coordinates [..., k] -> features [..., f]."""
-        return self.mean + places @ self.directions
+        return np.asarray(self.mean + places @ self.directions)
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
@@ -172,14 +172,14 @@ def _weights(counts: Array, scale: Array) -> Array:
 
 def _row_variance(sigma: float, coordinates: Coordinates) -> float:
     """Noise variance of one row, summed over its k coordinates, feature units squared."""
-    return len(coordinates.directions) * (sigma * coordinates.radius) ** 2 / SHARE_ROW
+    return float(len(coordinates.directions) * (sigma * coordinates.radius) ** 2 / SHARE_ROW)
 
 
 def _worth(count: Array, spread: Array, noise: Array, within: float) -> Array:
     """A row that no site gave a weight (every noised count below zero) is worth nothing."""
     n = np.maximum(count, LEAST)
     doubt = np.asarray(spread / n**2 + noise / (n**2 * within))
-    return np.divide(1.0, doubt, out=np.zeros_like(doubt), where=doubt > 0)
+    return np.asarray(np.divide(1.0, doubt, out=np.zeros_like(doubt), where=doubt > 0))
 
 
 def pool(coordinates: Coordinates, ids: Sequence[str], contributions: Sequence[Contribution]) -> Memory:

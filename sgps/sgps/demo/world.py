@@ -68,7 +68,8 @@ def build(folder: Path, data: Path | None, diseases: tuple[str, str, str] | None
     else:
         source, title, chosen = data.resolve(), data.name, diseases or SKIN
         pictures = [p for p in _read(source) if p.disease in chosen]
-    rng, shares, held_out = np.random.default_rng(seed), {}, []
+    rng, held_out = np.random.default_rng(seed), list[str]()
+    shares: dict[tuple[str, str], set[str]] = {}
     for disease, holders in zip(chosen, HOLDERS, strict=True):
         patients = sorted({p.patient for p in pictures if p.disease == disease})
         if len(patients) < 16:

@@ -1,0 +1,80 @@
+"""`sgps`: what the centre and the scientist run. Nothing heavy is imported before a command needs it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgps.errors import SgpsError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+pretrain = typer.Typer(
+    no_args_is_help=True, help="Make the base network, the generator and a release from public images."
+)
+app.add_typer(pretrain, name="pretrain")
+
+Data = Annotated[Path, typer.Option(help="Folder with the image sets of the recipe.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+Threads = Annotated[int, typer.Option(min=1, help="Processor cores to use.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes; made anew each time.")] = Path(
+        "demo-out"
+    ),
+    data: Annotated[Path | None, typer.Option(help="Zip or folder of class folders; default: drawn lesions.")] = None,
+    diseases: Annotated[
+        str | None,
+        typer.Option(
+            help="Three catalogue ids: two that hospitals hold, one that nobody holds; default akiec,vasc,df."
+        ),
+    ] = None,
+    epsilon: Annotated[float, typer.Option(min=0.05, max=20, help="Budget of each cohort, at delta 1e-5.")] = 3.0,
+    exemplars: Annotated[int, typer.Option(min=10, help="Exemplars of each disease behind the figures.")] = 60,
+    seed: Seed = 0,
+) -> None:
+    """A coordinator and three sites on this machine: two private rounds, then classifiers from one exemplar, and a report."""
+    from sgps.demo.story import run
+
+    run(out, data, diseases, epsilon, exemplars, seed)
+
+
+@pretrain.command()
+def base(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the result; a stopped run continues there.")],
+    recipe: Annotated[Path | None, typer.Option(help="YAML file; default: the shipped recipe.")] = None,
+    seed: Seed = 0,
+    threads: Threads = 2,
+) -> None:
+    """The base network: Lite0 transplanted into an EfficientNet-V2, distilled, fine-tuned, averaged."""
+    from sgps.pretrain.process import prepare_process
+
+    prepare_process(threads)
+    from sgps.pretrain.base import run
+    from sgps.pretrain.progress import console
+
+    with console() as report:
+        run(data, out, recipe, seed, threads, report)
+
+
+def main() -> None:
+    """Exit codes: those of `sgps.errors`; 130 after Ctrl-C."""
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # read when torch loads: idle threads of a busy machine must not spin
+    try:
+        app()
+    except SgpsError as error:
+        typer.echo(f"sgps: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("sgps: stopped; the same command continues", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
