@@ -48,10 +48,17 @@ VOCABULARIES: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = MappingProxyT
 )
 """Domain -> group -> values. No two different vocabularies share a group."""
 
+_DRAWN: Final = "drawn"
 NAMES: Final[tuple[str, ...]] = tuple(
-    dict.fromkeys(f"{g}: {v}" for groups in VOCABULARIES.values() for g, values in groups.items() for v in values)
+    f"{'drawn ' if domain == _DRAWN else ''}{group}: {value}"
+    for domain, groups in sorted(VOCABULARIES.items(), key=lambda item: item[0] == _DRAWN)
+    for group, values in groups.items()
+    for value in values
 )
-"""`"group: value"` of all domains, those of dermoscopy first: the coordinates of an attribute vector."""
+"""The coordinates of an attribute vector: `"group: value"` of all real domains, those of dermoscopy first, then the drawn ones.
+
+A drawing and a photograph of the same attribute have coordinates of their own: what drawn classes teach says nothing about patients.
+"""
 
 _NO_KIND: Final = "none"
 _MARK: Final = re.compile(
@@ -192,11 +199,13 @@ def parse(text: str, domain: str = "dermoscopy") -> dict[str, int]:
             target = outright if name in phrase.names else implied
             target.setdefault(name, set()).add(sign)
     merged = implied | outright  # what is said of one value outweighs what is said of its group
-    return {name: next(iter(merged[name])) for name in NAMES if len(merged.get(name, ())) == 1}
+    return {name: next(iter(signs)) for name, signs in merged.items() if len(signs) == 1}
 
 
-def vector(signs: Mapping[str, int]) -> npt.NDArray[np.float32]:
+def vector(signs: Mapping[str, int], domain: str = "dermoscopy") -> npt.NDArray[np.float32]:
     """float32 [len(NAMES)] in {-1, 0, +1}. Raises InputError for an attribute that no vocabulary has."""
-    if unknown := sorted(set(signs) - set(NAMES)):
+    kind = "drawn " if domain == _DRAWN else ""
+    placed = {f"{kind}{name}": sign for name, sign in signs.items()}
+    if unknown := sorted(set(placed) - set(NAMES)):
         raise InputError(f"unknown attribute {unknown[0]!r}", do="use a name of sgps.attributes.NAMES")
-    return np.array([signs.get(name, 0) for name in NAMES], dtype=np.float32)
+    return np.array([placed.get(name, 0) for name in NAMES], dtype=np.float32)

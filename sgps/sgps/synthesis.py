@@ -308,10 +308,11 @@ class Synthesizer:
             vector(
                 d.entry.attributes
                 if d.entry and d.text == d.entry.text
-                else _signs(d.text, d.entry.domain if d.entry else domain)
+                else _signs(d.text, d.entry.domain if d.entry else domain),
+                d.entry.domain if d.entry else domain,
             )
             for d in asked
-        ] + [vector(_signs(c.text, c.domain)) for c in classes]
+        ] + [vector(_signs(c.text, c.domain), c.domain) for c in classes]
         columns = (
             np.concatenate([prototypes, self.bank.means[beside]]),
             np.array([d.shots for d in asked] + [int((self.bank.label == i).sum()) for i in beside]),

@@ -101,7 +101,7 @@ def test_unknown_domain_is_named() -> None:
 
 def test_every_value_of_every_vocabulary_has_a_phrase() -> None:
     known = {f"{group}: {value}" for group, values, _ in PHRASES for value in values.split("|")}
-    assert {n for n in NAMES if not n.endswith(": none")} <= known
+    assert {n.removeprefix("drawn ") for n in NAMES if not n.endswith(": none")} <= known
     assert set(ATTRIBUTE_NAMES) == set(NAMES[: len(ATTRIBUTE_NAMES)])
     groups = [g for domain in VOCABULARIES if domain != "drawn" for g in VOCABULARIES[domain]]
     assert len(groups) == len(set(groups))
@@ -130,5 +130,7 @@ def test_vector() -> None:
     assert row.dtype == np.float32 and row.shape == (len(NAMES),)
     assert row[NAMES.index("network: none")] == 1 and row[NAMES.index("colours: black")] == -1
     assert np.count_nonzero(row) == 2
+    drawn = vector({"network: none": 1}, "drawn")
+    assert drawn[NAMES.index("drawn network: none")] == 1 and np.count_nonzero(drawn) == 1
     with pytest.raises(InputError, match="unknown attribute 'network: odd'"):
         vector({"network: odd": 1})

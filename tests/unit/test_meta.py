@@ -341,7 +341,7 @@ def test_run_from_images_to_result(tmp_path: Path, recipe: MetaRecipe) -> None:
     for name, classes in labels.items():
         for label in classes:
             (data / name / label).mkdir(parents=True)
-            count = 60 if label in ("nv", "mel", "bkl", "bcc") else 20
+            count = 50 if label in ("nv", "mel", "bkl", "bcc") else 20
             for i in range(count):
                 pixels = random.integers(0, 256, (8, 8, 3), np.uint8)
                 Image.fromarray(pixels).resize((160, 160)).save(data / name / label / f"{label}{i}.jpg")
@@ -352,7 +352,7 @@ def test_run_from_images_to_result(tmp_path: Path, recipe: MetaRecipe) -> None:
         torch.manual_seed(0)
         save_state(base / "base.safetensors", base_network().state_dict())
     directions = torch.linalg.qr(torch.randn(WIDE, 8))[0].T.contiguous()
-    save_state(base / "statistics.safetensors", {"centre": torch.zeros(WIDE), "directions": directions})
+    save_state(base / "statistics.safetensors", {"mean": torch.zeros(WIDE), "directions": directions})
     (base / "statistics.json").write_text('{"radius": 1.0, "within": 1.0}')
     tiny = recipe.model_copy(
         update={

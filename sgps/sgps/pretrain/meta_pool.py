@@ -149,7 +149,7 @@ class PoolBuilder:
                 raise ConfigError(
                     f"the catalogue does not know {label}", where=kind.name, do="add the class or a synonym"
                 )
-            texts[label] = ([entry.text], [parse(entry.text, entry.domain)])
+            texts[label] = ([entry.text], [vector(entry.attributes, entry.domain)])
         return self._classes(name, images, chosen, texts, kind.turn)
 
     def _drawn(self, name: str, draw: Draw) -> tuple[MetaClass, ...]:
@@ -168,7 +168,7 @@ class PoolBuilder:
         for seed in range(draw.first, draw.first + draw.profiles):
             profile = draw_profile(seed)
             said = [clinical_text(profile, i, 0.0 if i == 0 else _OMIT) for i in range(self.meta.texts)]
-            texts[profile.id] = (said, [parse(t, "drawn") for t in said])
+            texts[profile.id] = (said, [vector(parse(t, "drawn"), "drawn") for t in said])
             chosen[profile.id] = np.flatnonzero(images.label == profile.id)
         return self._classes(name, images, chosen, texts, True)
 
@@ -177,7 +177,7 @@ class PoolBuilder:
         name: str,
         images: Images,
         chosen: Mapping[str, Ints],
-        texts: Mapping[str, tuple[list[str], list[dict[str, int]]]],
+        texts: Mapping[str, tuple[list[str], list[npt.NDArray[np.float32]]]],
         turn: bool,
     ) -> tuple[MetaClass, ...]:
         rows = np.concatenate(list(chosen.values()))
@@ -200,7 +200,7 @@ class PoolBuilder:
                     torch.from_numpy(found.eight[part]),
                     torch.from_numpy(found.one[part]),
                     torch.from_numpy(self.encoder.embed(said)),
-                    torch.from_numpy(np.stack([vector(s) for s in signs])),
+                    torch.from_numpy(np.stack(signs)),
                     picture,
                     turn,
                 )
