@@ -61,6 +61,41 @@ def base(
         run(data, out, recipe, seed, threads, report)
 
 
+@pretrain.command()
+def generator(
+    data: Data,
+    base: Annotated[Path, typer.Option(help="Folder that `sgps pretrain base` made.")],
+    out: Annotated[Path, typer.Option(help="Folder for the result; a stopped run continues there.")],
+    recipe: Annotated[Path | None, typer.Option(help="YAML file; default: the shipped recipe.")] = None,
+    seed: Seed = 0,
+    threads: Threads = 2,
+) -> None:
+    """The generator: meta-trained on public and drawn episodes; parts that do not pass stay at zero."""
+    from sgps.pretrain.process import prepare_process
+
+    prepare_process(threads)
+    from sgps.pretrain.meta import run
+    from sgps.pretrain.progress import console
+
+    with console() as report:
+        run(data, base, out, recipe, seed, threads, report)
+
+
+@pretrain.command()
+def release(
+    base: Annotated[Path, typer.Option(help="Folder that `sgps pretrain base` made.")],
+    out: Annotated[Path, typer.Option(help="The release folder to make.")],
+    generator: Annotated[
+        Path | None,
+        typer.Option(help="generator.safetensors of `sgps pretrain generator`; without it the head is untrained."),
+    ] = None,
+) -> None:
+    """An unsigned release with an empty class memory: `sgps-server init --release OUT` signs it for a federation."""
+    from sgps.pretrain.assemble import assemble
+
+    typer.echo(f"{out}: sha256 {assemble(base, generator, out)}")
+
+
 def main() -> None:
     """Exit codes: those of `sgps.errors`; 130 after Ctrl-C."""
     os.environ.setdefault(

@@ -28,6 +28,7 @@ from sgps.release import CATALOGUE, Release
 from sgps.signing import load_public
 
 SLOTS = 100  # public number of record slots of a demo site
+_LONG = 22  # letters that fit under a small picture
 SHOWN = 3  # held-out patients of each disease in the report's pictures
 MARK = ".sgps-demo"  # only a folder that a demo made is made anew
 
@@ -74,7 +75,7 @@ def run(out: Path, data: Path | None, diseases: str | None, epsilon: float, exem
     )
     report.write(out / "report.html", context)
     screen.print()
-    screen.print(report.text_table(table, tuple(f"{e.name}"[:26] for e in entries)), soft_wrap=True, markup=False)
+    screen.print(report.text_table(table, tuple(_label(entries, e.id) for e in entries)), soft_wrap=True, markup=False)
     screen.print(
         f"\n{context['act_one']['sentence']}\n{context['act_two']['sentence']}\n", soft_wrap=True, markup=False
     )
@@ -203,9 +204,9 @@ def _context(
     kept = 100 * gain.mean / full.mean if full.mean > 0 else float("nan")
     where = {d: _holders(world, i) for i, d in enumerate(world.diseases)}
     at_sites = {d: sum(cell[d] for cell in world.patients.values()) for d in world.diseases}
-    sigma = after.manifest.rounds[-1].terms["sigma"]
+    sigma = float(after.manifest.rounds[-1].terms["sigma"])
     sentence = (
-        f"{entries[0].name}: {at_sites[one]} patients lie in {where[one]}. One exemplar alone reaches {alone.mean(one).mean:.1f}; with the "
+        f"{_sentence(entries[0].name)}: {at_sites[one]} patients lie in {where[one]}. One exemplar alone reaches {alone.mean(one).mean:.1f}; with the "
         f"class memory at epsilon {epsilon:g} it reaches {private.mean(one).mean:.1f} ({gain.mean:+.1f} ± {gain.half:.1f}), "
         f"without noise {exact.mean(one).mean:.1f}: {kept:.0f} % of the gain is kept."
     )
@@ -216,7 +217,7 @@ def _context(
         else f"its row passed the threshold by chance (worth {worth:.1f})"
     )
     second = (
-        f"{entries[-1].name}: no site holds a patient, {used}. One exemplar alone reaches {alone.mean(nobody).mean:.1f}; the federation "
+        f"{_sentence(entries[-1].name)}: no site holds a patient, {used}. One exemplar alone reaches {alone.mean(nobody).mean:.1f}; the federation "
         f"changes it by {two.mean:+.1f} ± {two.half:.1f}. No gain was to be expected; nobody can teach what nobody has seen."
     )
     rows, counts = _sent(root / SITES[0])
@@ -233,25 +234,25 @@ def _context(
             {"value": f"{models['record-after']['origin']['seconds']['weights']:.2f} s", "text": "from exemplar and text to all weights"},
         ],
         "exemplar": report.picture(models["exemplar"].image()),
-        "act_one": {"name": entries[0].name, "id": one, "text": entries[0].text, "sentence": sentence},
+        "act_one": {"name": _sentence(entries[0].name), "id": one, "text": entries[0].text, "sentence": sentence},
         "act_two": {"sentence": second},
-        "made": " ".join(models["record-after"]["notes"]),
+        "made": " ".join(f"{_sentence(n)}." for n in models["record-after"]["notes"]),
         "patients": [
             {
-                "image": report.picture(p.image(), 200), "positive": p.disease == one, "label": _name(entries, p.disease),
+                "image": report.picture(p.image(), 200), "positive": p.disease == one, "label": _label(entries, p.disease),
                 "before": float(models["before"][p.name]["probability"]), "after": float(models["after"][p.name]["probability"]),
             }
             for p in models["shown"]
         ],
-        "plot": report.roc_plot(measured, {e.id: e.name for e in entries}),
+        "plot": report.roc_plot(measured, {e.id: _label(entries, e.id) for e in entries}),
         "exemplars": " / ".join(str(measured.exemplars[d]) for d in world.diseases),
         "diseases": [{"name": e.name, "where": f"{at_sites[d]} patients in {where[d]}" if d in held else "in no site"} for e, d in zip(entries, world.diseases, strict=True)],
         "arms": table,
         "arms_note": f"Tested patients: {' / '.join(str(measured.queries[d]) for d in world.diseases)}, one picture each. Peers have the same views.",
         "rounds": [
             {
-                "round": r.round, "sites": ", ".join(r.sites), "sigma": f"{r.terms['sigma']:.3f}", "epsilon": f"{epsilon:g}",
-                "mu": f"{1 / r.terms['sigma']:.3f}", "release": f"{r.round:04d}",
+                "round": r.round, "sites": ", ".join(r.sites), "sigma": f"{float(r.terms['sigma']):.3f}", "epsilon": f"{epsilon:g}",
+                "mu": f"{1 / float(r.terms['sigma']):.3f}", "release": f"{r.round:04d}",
             }
             for r in after.manifest.rounds
         ],
@@ -290,8 +291,14 @@ def _holders(world: World, place: int) -> str:
     return " and ".join(SITES[s] for s in HOLDERS[place]) or "no site"
 
 
-def _name(entries: list[Entry], disease: str) -> str:
-    return next(e.name for e in entries if e.id == disease)
+def _label(entries: list[Entry], disease: str) -> str:
+    """The name, or the id of a disease with a long name."""
+    name = next(e.name for e in entries if e.id == disease)
+    return name if len(name) <= _LONG else disease
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _meaning(mu: float) -> str:
