@@ -67,8 +67,8 @@ def fit_text(generator: Generator, pool: MetaPool, space: Space, recipe: MetaRec
 
     Prototypes move as (K v + mu(t)) / (K + 1) but for their length, which the head does not see: the text counts as one patient.
     Drawn attributes have coordinates of their own, so texts of real diseases move nothing. With shared coordinates the map gained on
-    skin classes that the base had trained on (+3.2 points at one shot) and lost on the meta-test classes (-2.1): the former are no
-    judges of what is new. Sentences are not read: such a map moved prototypes of other domains at random (-4 to -18 points).
+    skin classes that the base had trained on (+3.2 points at one shot) and, measured afterwards, lost on the meta-test classes
+    (-2.1): the former are no judges of what is new. Sentences are not read: such a map moved prototypes of other domains at random (-4 to -18 points).
     """
     made = copy.deepcopy(generator)
     classes = pool.train[DRAWN]
