@@ -23,7 +23,12 @@ os.environ.update(
     }
 )
 
+import signal
+
 import pytest
+
+# Below a shell's background job Ctrl-C is ignored, and every program that a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from sgps.release import Release

@@ -354,6 +354,11 @@ def test_run_from_images_to_result(tmp_path: Path, recipe: MetaRecipe) -> None:
     directions = torch.linalg.qr(torch.randn(WIDE, 8))[0].T.contiguous()
     save_state(base / "statistics.safetensors", {"mean": torch.zeros(WIDE), "directions": directions})
     (base / "statistics.json").write_text('{"radius": 1.0, "within": 1.0}')
+    network = {"architecture": "tf_efficientnetv2_b0", "size": 96, "mean": [0.5] * 3, "std": [0.5] * 3}
+    (base / "base.yaml").write_text(dump({"network": {**network, "size": 192}}))
+    with pytest.raises(InputError, match=r"at 96 px .* without --generator"):
+        run(data, base, tmp_path / "none")
+    (base / "base.yaml").write_text(dump({"network": network}))
     tiny = recipe.model_copy(
         update={
             "drawn": recipe.drawn.model_copy(update={"profiles": 6, "patients": 10}),

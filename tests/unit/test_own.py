@@ -51,6 +51,7 @@ def took_part(bench: Bench) -> tuple[Contribution, Round]:
     return sent, Round(round=1, kind="rows", terms=plan.terms, sites=("north", "south"))
 
 
+@pytest.mark.slow
 def test_own_noised_part_is_taken_out(bench: Bench) -> None:
     sent, happened = took_part(bench)
     release = federated(bench, pool(site_bench.coordinates(), CLASSES, [sent, others()]), happened)
@@ -61,6 +62,7 @@ def test_own_noised_part_is_taken_out(bench: Bench) -> None:
     assert not np.allclose(release.memory().total, alone.total, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_round_that_is_not_in_the_release_is_not_taken_out(bench: Bench) -> None:
     took_part(bench)
     release = federated(bench, pool(site_bench.coordinates(), CLASSES, [others()]))
@@ -68,6 +70,7 @@ def test_a_round_that_is_not_in_the_release_is_not_taken_out(bench: Bench) -> No
     assert np.array_equal(memory.total, release.memory().total)
 
 
+@pytest.mark.slow
 def test_a_lost_outbox_is_an_error_and_no_double_count(bench: Bench) -> None:
     _, happened = took_part(bench)
     again = Round(round=2, kind="rows", terms=happened.terms, sites=("north",))

@@ -106,9 +106,9 @@ class Process:
         return StateError(f"{self.name} ended early with {self.returncode}: {said}", where=self._folder)
 
     def end(self) -> None:
-        """SIGINT first: every program stops cleanly."""
+        """SIGTERM first: every program stops cleanly. (SIGINT is ignored below a shell's background job.)"""
         if self.running:
-            self._popen.send_signal(2)
+            self._popen.terminate()
             try:
                 self._popen.wait(20)
             except subprocess.TimeoutExpired:
