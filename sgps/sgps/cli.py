@@ -49,16 +49,46 @@ def base(
     recipe: Annotated[Path | None, typer.Option(help="YAML file; default: the shipped recipe.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own timm checkpoint (safetensors) as the base, untrained here. Figures on the recipe's meta-test classes "
+            "mean something only when the checkpoint never saw these."
+        ),
+    ] = None,
+    architecture: Annotated[str, typer.Option(help="Of --weights: one of timm's tf_efficientnetv2_*.")] = "",
+    size: Annotated[int | None, typer.Option(help="Pixels that --weights takes; default: as timm says.")] = None,
+    mean: Annotated[str, typer.Option(help="Per channel, for example .485,.456,.406; default: as timm says.")] = "",
+    std: Annotated[str, typer.Option(help="Per channel, for example .229,.224,.225; default: as timm says.")] = "",
+    weights_source: Annotated[str, typer.Option(help="Where --weights comes from; every release names it.")] = "",
+    weights_licence: Annotated[str, typer.Option(help="Licence of --weights; every release names it.")] = "",
 ) -> None:
-    """The base network: Lite0 transplanted into an EfficientNet-V2, distilled, fine-tuned, averaged."""
+    """The base network: Lite0 transplanted into an EfficientNet-V2, distilled, fine-tuned, averaged; or your own --weights."""
     from sgps.pretrain.process import prepare_process
 
     prepare_process(threads)
+    from sgps.errors import ConfigError
     from sgps.pretrain.base import run
+    from sgps.pretrain.own import Own, numbers
     from sgps.pretrain.progress import console
 
+    own = None
+    if weights is not None:
+        own = Own(
+            weights,
+            weights_source,
+            weights_licence,
+            architecture or "tf_efficientnetv2_b0",
+            size,
+            numbers(mean, "--mean"),
+            numbers(std, "--std"),
+        )
+    elif any((architecture, size, mean, std, weights_source, weights_licence)):
+        raise ConfigError(
+            "belongs to --weights", where="--architecture, --size, --mean, --std, --weights-source or -licence"
+        )
     with console() as report:
-        run(data, out, recipe, seed, threads, report)
+        run(data, out, recipe, seed, threads, report, own)
 
 
 @pretrain.command()

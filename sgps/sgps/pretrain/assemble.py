@@ -82,7 +82,6 @@ def assemble(
     texts = Texts()
     bank = made.bank(classes, texts, architecture.size)
     provenance = made.provenance()
-    licences = {p.licence for p in provenance}
     figures = {"base": made.record["figures"], "generator": {k: meta[k] for k in sorted(meta) if k != "made_by"}}
     manifest = Manifest(
         name=name,
@@ -92,7 +91,7 @@ def assemble(
         encoder_sha256=encoder_sha256(made.base, architecture, memory),
         classes=classes.ids,
         files={},
-        licence=_strictest(licences),
+        licence=made.licence(),
         intended_use="research on classifiers made from one exemplar; not a medical device",
         provenance=provenance,
         code_sha256=code_sha256("sgps"),
@@ -194,18 +193,18 @@ class _Made:
         return BankClass(entry.id, entry.name, entry.domain, entry.text)
 
     def provenance(self) -> tuple[Provenance, ...]:
-        """Every image set behind the base, its statistics and the bank; and the teacher."""
-        teacher = self.record["teacher"]
+        """Every image set behind the base, its statistics and the bank; and the teacher, or the user's weights."""
+        weights = self.record.get("weights")
+        trained = "coordinates" if weights else "base network, coordinates"
         out = [
             Provenance(
                 name=s["name"],
                 licence=s["licence"],
                 source=s["source"],
                 images=s["images"],
-                classes=tuple(s.get("trained_on", {"drawn": 0})),
+                classes=tuple(s.get("trained_on") or s.get("classes") or ("drawn",)),
                 left_out=tuple(s["left_out"]),
-                used_for="base network, coordinates"
-                + ("" if "draw" in s else ", reference bank (features, no pictures)"),
+                used_for=trained + ("" if "draw" in s else ", reference bank (features, no pictures)"),
                 sha256=s["sha256"],
             )
             for s in self.record["images"]
@@ -220,6 +219,20 @@ class _Made:
                 used_for="reference bank (features, no pictures)",
             )
         )
+        if weights:
+            return (
+                *out,
+                Provenance(
+                    name="weights of the base network",
+                    licence=weights["licence"],
+                    source=weights["source"],
+                    images=0,
+                    classes=(),
+                    used_for="base network, as its owner gave it",
+                    sha256=weights["sha256"],
+                ),
+            )
+        teacher = self.record["teacher"]
         out.append(
             Provenance(
                 name=teacher["package"],
@@ -232,6 +245,12 @@ class _Made:
             )
         )
         return tuple(out)
+
+    def licence(self) -> str:
+        """Of the release: the strictest of the public sets, and that of a user's weights beside it."""
+        public = next((p for p in sorted({s["licence"] for s in self.record["images"]}) if "NC" in p), "Apache-2.0")
+        own = self.record.get("weights")
+        return f"{public}; base network: {own['licence']}" if own else public
 
 
 def _generator(made: _Made, file: Path | None) -> tuple[dict[str, Array], tuple[str, ...], dict[str, Any]]:
@@ -258,7 +277,3 @@ def _generator(made: _Made, file: Path | None) -> tuple[dict[str, Array], tuple[
     fixed = factors(net, input_means(net, [pictures[i : i + 32] for i in range(0, len(pictures), 32)]))
     core = {f"fixed.{name}": tensor.numpy() for name, tensor in fixed.items()}
     return {**core, "head.scale": np.array([made.scale()], np.float32)}, (), {}
-
-
-def _strictest(licences: set[str]) -> str:
-    return next((name for name in sorted(licences) if "NC" in name), "Apache-2.0")

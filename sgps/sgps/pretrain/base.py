@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sgps.code import code_sha256
+from sgps.episodes import EpisodeSet
 from sgps.errors import InputError, StateError
 from sgps.files import sha256_file, write_atomic
 from sgps.pretrain.distil import distil
@@ -19,22 +21,23 @@ from sgps.pretrain.features import Features, pack_features, read_features
 from sgps.pretrain.figures import measure
 from sgps.pretrain.finetune import finetune
 from sgps.pretrain.frozen import frozen_episodes
-from sgps.pretrain.images import Images, read_images
+from sgps.pretrain.images import Images, Source, read_images
 from sgps.pretrain.loop import Stage
 from sgps.pretrain.networks import (
     BASE,
-    FEATURES,
+    HALF,
     TEACHER_LICENCE,
     TEACHER_PACKAGE,
     TEACHER_SHA256,
     Arithmetic,
+    Input,
     average,
-    base_network,
     load_state,
     read_teacher,
     rounded,
     save_state,
 )
+from sgps.pretrain.own import Own, Weights, read_own
 from sgps.pretrain.pool import Pool, held_out
 from sgps.pretrain.progress import Report, Stop, silent, stopping
 from sgps.pretrain.recipe import Draw, ImageSet, Recipe, read_recipe
@@ -74,9 +77,11 @@ def read_sets(data: Path, kinds: Sequence[ImageSet], work: Path, report: Report,
     return sets
 
 
-def claim(work: Path, recipe: Recipe, seed: int, sets: Mapping[str, Images]) -> None:
-    """Tie the work folder to recipe, seed and images. Raises StateError when it belongs to others."""
+def claim(work: Path, recipe: Recipe, seed: int, sets: Mapping[str, Images], own: Weights | None = None) -> None:
+    """Tie the work folder to recipe, seed, images and a user's weights. Raises StateError when it belongs to others."""
     key = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "teacher": TEACHER_SHA256}
+    if own is not None:
+        key["weights"] = [own.sha256, *astuple(own.input)]
     key["images"] = {name: images.sha256 for name, images in sets.items()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = work / "run.sha256"
@@ -84,7 +89,7 @@ def claim(work: Path, recipe: Recipe, seed: int, sets: Mapping[str, Images]) -> 
         write_atomic(path, digest.encode())
     elif path.read_text() != digest:
         raise StateError(
-            "belongs to another recipe, seed or set of images",
+            "belongs to another recipe, seed or set of images" if own is None else "belongs to other weights or images",
             where=work,
             do="continue that run, or choose another --out",
         )
@@ -131,8 +136,8 @@ def public_features(
     return found
 
 
-def provenance(sets: Mapping[str, Images], recipe: Recipe) -> list[dict[str, Any]]:
-    """Of every image set: source, licence, hash, and how many images of each class were trained on or held out."""
+def provenance(sets: Mapping[str, Images], recipe: Recipe, use: str = "trained_on") -> list[dict[str, Any]]:
+    """Of every image set: source, licence, hash, and how many images of each class were used (`use`) or held out."""
     out = []
     for kind in recipe.sets:
         images = sets[kind.name]
@@ -149,44 +154,67 @@ def provenance(sets: Mapping[str, Images], recipe: Recipe) -> list[dict[str, Any
         if kind.draw is not None:
             entry |= {"draw": kind.draw.model_dump(), "sha256_of": "pixels"}
         else:
-            entry |= {"file": kind.file, "trained_on": dict(zip(labels.tolist(), counts.tolist(), strict=True))}
+            entry |= {"file": kind.file, use: dict(zip(labels.tolist(), counts.tolist(), strict=True))}
         entry |= {"images": int((~held).sum()), "held_out": int(held.sum()), "left_out": list(kind.leave_out)}
         out.append(entry)
     return out
 
 
 def manifest(
-    sets: Mapping[str, Images], recipe: Recipe, work: Path, seed: int, threads: int, digest: str, figures: Any
+    sets: Mapping[str, Images],
+    recipe: Recipe,
+    work: Path,
+    seed: int,
+    threads: int,
+    digest: str,
+    net: Any,
+    given: Input,
+    own: Weights | None,
+    figures: Any,
 ) -> dict[str, Any]:
     """What `base.yaml` says."""
-    stages = ["distil", *(f.name for f in recipe.finetune)]
-    return {
-        "network": {
-            "architecture": BASE,
-            "classes": 0,
-            "features": FEATURES,
-            "size": recipe.size,
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-            "numbers": "float16, BatchNorm running statistics float32",
-            "sha256": digest,
-        },
-        "licences": sorted({s.licence for s in recipe.sets} | {TEACHER_LICENCE}),
-        "teacher": {"package": TEACHER_PACKAGE, "licence": TEACHER_LICENCE, "sha256": TEACHER_SHA256},
-        "images": provenance(sets, recipe),
-        "meta_test": list(recipe.meta_test),
-        "made_by": {
-            "command": f"sgps pretrain base --seed {seed} --threads {threads}",
-            "code_sha256": code_sha256("sgps.pretrain", "sgps.draw"),
-            "torch": str(torch.__version__),
-            "timm": str(timm.__version__),
+    network = {
+        "architecture": given.architecture,
+        "classes": 0,
+        "features": int(net.num_features),
+        "size": given.size,
+        "mean": list(given.mean),
+        "std": list(given.std),
+        "numbers": "float16, BatchNorm running statistics float32",
+        "sha256": digest,
+    }
+    made_by: dict[str, Any] = {
+        "command": f"sgps pretrain base --seed {seed} --threads {threads}",
+        "code_sha256": code_sha256("sgps.pretrain", "sgps.draw"),
+        "torch": str(torch.__version__),
+        "timm": str(timm.__version__),
+    }
+    licences = {s.licence for s in recipe.sets}
+    out: dict[str, Any] = {"network": network}
+    if own is None:
+        stages = ["distil", *(f.name for f in recipe.finetune)]
+        made_by |= {
             "bfloat16": Arithmetic().bfloat16,
             "stages": {name: json.loads((work / f"{name}.json").read_text()) for name in stages},
             "average_of": [f"{f.name} step {s}" for f in recipe.finetune for s in f.keep],
             "recipe": recipe.model_dump(mode="json", exclude={"sets"}, exclude_none=True),
-        },
-        "figures": figures,
-    }
+        }
+        out["licences"] = sorted(licences | {TEACHER_LICENCE})
+        out["teacher"] = {"package": TEACHER_PACKAGE, "licence": TEACHER_LICENCE, "sha256": TEACHER_SHA256}
+        out["images"] = provenance(sets, recipe)
+        out["meta_test"] = list(recipe.meta_test)
+    else:
+        made_by["command"] += " --weights"
+        made_by["recipe"] = recipe.model_dump(mode="json", exclude={"sets", "distil", "finetune"}, exclude_none=True)
+        out["licences"] = sorted(licences | {own.licence})
+        out["weights"] = own.record()  # what they were trained on is the user's to know: nothing is claimed
+        out["images"] = provenance(sets, recipe, "classes")
+    return {**out, "made_by": made_by, "figures": figures}
+
+
+def _measurable(data: Path, recipe: Recipe, sets: Mapping[str, EpisodeSet]) -> bool:
+    names = set(Source(data, recipe.skin.file or "").names)
+    return all(name in names for one in sets.values() for name in one.name.tolist())
 
 
 def run(
@@ -196,6 +224,7 @@ def run(
     seed: int = 0,
     threads: int = 1,
     report: Report | None = None,
+    own: Own | None = None,
 ) -> None:
     """Make the base network from the image sets under `data`. Work in progress lies in `out`/work; `out` gets
 
@@ -204,22 +233,26 @@ def run(
     statistics.safetensors  mean, coordinates and bank samples; names, radius and within in statistics.json
     public.safetensors      eight-view features of all public images; names in public.json
 
-    recipe: a YAML file, else the shipped one; threads: of torch. A run that was stopped or killed continues where its last
+    recipe: a YAML file, else the shipped one; threads: of torch; own: a user's checkpoint is the base and nothing is trained. A run that was stopped or killed continues where its last
     checkpoint is, when it is started again with the same arguments. Raises InputError, ConfigError, SignatureError,
     StateError; KeyboardInterrupt after a clean stop.
     """
     if threads < 1:
         raise InputError("must be at least 1", where="threads")
     plan, show = read_recipe(recipe), report or silent
+    weights = None if own is None else read_own(own)
+    given = Input(BASE, plan.size, HALF, HALF) if weights is None else weights.input
+    plan = plan.model_copy(update={"size": given.size})
     torch.set_num_threads(threads)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     with stopping() as stop:
         sets = read_sets(data, plan.sets, work, show, stop)
-        claim(work, plan, seed, sets)
-        save_state(out / "base.safetensors", train(sets, plan, work, seed, show, stop))
+        claim(work, plan, seed, sets, weights)
+        state = train(sets, plan, work, seed, show, stop) if weights is None else weights.state
+        save_state(out / "base.safetensors", state)
         digest = sha256_file(out / "base.safetensors")
-        net = base_network(load_state(out / "base.safetensors"))
+        net = given.network(state)
         sets |= read_sets(data, [BANK_SET], work, show, stop)
         found = public_features(sets, plan, net, digest, work, show, stop)
         atlas, drawn = found[plan.skin.name], found.pop(BANK_SET.name)
@@ -231,7 +264,10 @@ def run(
         write_atomic(out / "public.safetensors", packed)
         write_atomic(out / "public.json", json.dumps({"base_sha256": digest, "rows": names}).encode())
         figures: Any = "not measured"
-        if plan.measure:
+        frozen = frozen_episodes()
+        if plan.measure and not _measurable(data, plan, frozen):
+            figures = "not measured: the images of the frozen episodes are not there"
+        elif plan.measure:
             place = {name: row for row, name in enumerate(sets[plan.skin.name].name.tolist())}
             rows = np.array([place[name] for name in atlas.name.tolist()])
             figures = measure(
@@ -242,8 +278,8 @@ def run(
                 atlas,
                 lambda chosen: sets[plan.skin.name].pixels[rows[chosen]],
                 space,
-                frozen_episodes(),
+                frozen,
                 lambda done, total: show("measure", done, total, {}),
             )
-        record = manifest(sets, plan, work, seed, threads, digest, figures)
+        record = manifest(sets, plan, work, seed, threads, digest, net, given, weights, figures)
         write_atomic(out / "base.yaml", dump(record).encode())

@@ -28,6 +28,7 @@ from sgps.pretrain.meta_pool import DRAWN, MetaPool, PoolBuilder
 from sgps.pretrain.meta_recipe import LeftOut, MetaRecipe, read_meta_recipe
 from sgps.pretrain.meta_train import fit_text, new_generator, readable, train_body, train_head
 from sgps.pretrain.networks import BASE, base_network, load_state
+from sgps.pretrain.own import refuse_other_input
 from sgps.pretrain.progress import Report, Stop, silent, stopping
 from sgps.pretrain.recipe import read_recipe
 from sgps.settings import dump
@@ -182,6 +183,7 @@ def run(
     if threads < 1:
         raise InputError("must be at least 1", where="threads")
     plan, meta, show = read_recipe(None), read_meta_recipe(recipe), report or silent
+    refuse_other_input(base, plan)
     torch.set_num_threads(threads)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)

