@@ -59,8 +59,10 @@ class Cohort:
         return cohort
 
     def holds(self, patient_ids: Iterable[str], secret: bytes) -> bool:
-        """Whether these are exactly the patients of this cohort."""
-        return {_keyed(normalised(patient), secret) for patient in patient_ids} == self.members
+        """Whether these are exactly the patients of this cohort, each listed once: a patient under two spellings of one id
+        would fill two record slots."""
+        keyed = [_keyed(normalised(patient), secret) for patient in patient_ids]
+        return len(keyed) == len(self.members) and set(keyed) == self.members
 
 
 def _keyed(patient: str, secret: bytes) -> str:

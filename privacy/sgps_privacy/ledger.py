@@ -139,7 +139,10 @@ class Ledger:
                 facts = {"cohort": name, "members": sorted(cohort.members), "secret": fingerprint(self._secret)}
                 self.chain.append("COHORT", {**facts, "epsilon": budget.epsilon, "delta": budget.delta})
             elif not cohort.holds(ids, self._secret):
-                raise PrivacyError(f"cohort {name!r} is closed with other patients: put new patients into a new cohort")
+                raise PrivacyError(
+                    f"cohort {name!r} is closed with other patients, or one is listed twice now: put new patients into a "
+                    "new cohort"
+                )
         self._site_budgets[name] = budget
         return cohort
 

@@ -33,6 +33,14 @@ def test_two_unicode_forms_of_one_name_are_one_patient() -> None:
         Cohort.close("2025", ["M\u00fcller"], SECRET, [old])
 
 
+@pytest.mark.parametrize("twice", ["Mu\u0308ller", " M\u00fcller "])
+def test_a_closed_cohort_is_not_opened_again_with_a_patient_under_two_spellings(tmp_path: Path, twice: str) -> None:
+    with Ledger(tmp_path / "ledger") as ledger:
+        ledger.open_cohort("a", ["M\u00fcller", "P-2"], 3.0, 1e-5)
+        with pytest.raises(PrivacyError, match="listed twice"):  # two records of one patient move the sum by 2C
+            ledger.open_cohort("a", ["M\u00fcller", twice, "P-2"], 3.0, 1e-5)
+
+
 @pytest.mark.parametrize("ids", [[], [""], ["  "], ["P-1", "P-1 "]])
 def test_a_list_without_patients_or_with_one_twice_is_refused(ids: list[str]) -> None:
     with pytest.raises(PrivacyError):
