@@ -8,6 +8,8 @@ from sgps_privacy.errors import PrivacyError
 
 SIGMAS = 1e-3, 1e9
 """Noise multipliers whose squares and inverse squares are ordinary floats."""
+MAX_STEPS = 2**31 - 1
+"""An untrusted statement may name any number; one beyond the floats would end whoever recomputes it."""
 
 
 @dataclass(frozen=True)
@@ -27,5 +29,5 @@ class Event:
             raise PrivacyError(f"sigma {self.sigma!r}: must lie in [{SIGMAS[0]:g}, {SIGMAS[1]:g}]")
         if not 0 < self.q <= 1:
             raise PrivacyError(f"q {self.q!r}: must lie in (0, 1]")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise PrivacyError(f"steps {self.steps!r}: must be a whole number of 1 or more")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= MAX_STEPS:
+            raise PrivacyError(f"steps: must be a whole number from 1 to {MAX_STEPS}")

@@ -137,7 +137,7 @@ def test_the_sampler_costs_next_to_nothing_and_never_less() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(math.nan, 1.0, 1), (0.0, 1.0, 1), (math.inf, 1.0, 1), (-1.0, 1.0, 1), (1.0, 0.0, 1),
-                                   (1.0, 1.5, 1), (1.0, math.nan, 1), (1.0, 1.0, 0), (1.0, 1.0, True), (1.0, 1.0, 2.0)])  # fmt: skip
+                                   (1.0, 1.5, 1), (1.0, math.nan, 1), (1.0, 1.0, 0), (1.0, 1.0, True), (1.0, 1.0, 2.0), (1.0, 1.0, 10**400)])  # fmt: skip
 def test_an_event_that_is_no_mechanism_is_refused(wrong: tuple[float, float, int]) -> None:
     with pytest.raises(PrivacyError):
         Event(*wrong)

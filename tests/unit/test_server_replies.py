@@ -103,6 +103,8 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
             "other sigma": lambda: fields.update(sign(facts(Terms("rows", 2.5, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1)))),
             "other plan": lambda: fields.update(sign(facts(plan_hash="e" * 64))),
             "other events": lambda: fields.update(sign(facts(events=[[2.0, 1.0, 1]]))),
+            "endless events": lambda: fields.update(sign(facts(events=[[1.391, 1.0, 1], [1.0, 1.0, 10**400]]))),
+            "sampled events": lambda: fields.update(sign(facts(events=[[1.391, 1.0, 1], [0.3, 0.5, 10**5]]))),
             "flattering epsilon": lambda: fields.update(sign(facts(epsilon=0.1))),
             "flattering mu": lambda: fields.update(sign(facts(mu=0.1))),
         }
@@ -121,7 +123,8 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
         ("other key", "statement_signature"), ("altered", "statement_signature"), ("no signature", "statement_signature"),
         ("not hex", "statement_signature"), ("not json", "statement_signature"), ("long", "statement_size"),
         ("more facts", "statement_form"), ("other sigma", "statement_facts"), ("other plan", "statement_facts"),
-        ("other events", "statement_facts"), ("flattering epsilon", "statement_figures"), ("flattering mu", "statement_figures"),
+        ("other events", "statement_facts"), ("endless events", "statement_form"), ("sampled events", "statement_facts"),
+        ("flattering epsilon", "statement_figures"), ("flattering mu", "statement_figures"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_gets_its_word(name: str, word: str) -> None:
