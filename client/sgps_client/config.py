@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, model_validator
 
+from sgps.errors import SignatureError
 from sgps.plan import ClassId, Hex, SiteName
 from sgps.settings import Settings, load
+from sgps.signing import fingerprint, load_public
 
 FILE_NAME = "site.yaml"
 Url = Annotated[str, Field(pattern=r"^https://[^/\s]+$")]
@@ -146,3 +149,13 @@ class Site:
     @property
     def plan_key(self) -> Path:
         return self.keys / "plan.pub"
+
+    def pinned_key(self) -> Ed25519PublicKey:
+        """The key that signs plans and releases. Raises SignatureError when the file does not hold the one that site.yaml names:
+        a plan's own word for its federation is no proof."""
+        key = load_public(self.plan_key)
+        if fingerprint(key) != self.config.federation.fingerprint:
+            raise SignatureError(
+                "is not the key of the federation in the settings", where=self.plan_key, do="install the kit again"
+            )
+        return key

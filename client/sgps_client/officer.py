@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from sgps.errors import RefusedError
-from sgps.signing import load_public
 from sgps_client.config import Site
 from sgps_client.round import open_ledger
 from sgps_client.seen import Seen
@@ -109,12 +108,12 @@ def forgive(config: Path, round: int, officer: str) -> None:
     site = Site.load(config)
     federation = site.config.federation.fingerprint
     with _open(site) as ledger:
-        seen = Seen.read(site.state)
+        seen = Seen.read(site)
         if seen.last is None:
             raise RefusedError(
                 "no plan has come since", where=f"round {round}", do="start the client and wait for the next plan"
             )
-        last = seen.last.open(load_public(site.plan_key))
+        last = seen.last.open(site.pinned_key())
         issued = seen.charged.get(str(round))
         if last.federation != federation or last.round < round or issued is None or last.issued <= issued:
             do = "start the client and wait for the coordinator's next attempt"

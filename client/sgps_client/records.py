@@ -40,13 +40,12 @@ class _Prepared:
     """Encoded cohorts of this process, so that a round that was not ready in time is ready at the next attempt."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str, str], list[Record | None]] = {}
+        self.kept: dict[tuple[str, str, str, tuple[str, ...]], list[Record | None]] = {}
         self.encoder: tuple[str, ImageEncoder] | None = None
 
-    def records(self, site: Site, release: Release, cohort: str) -> list[Record | None]:
-        key = (str(site.file), cohort, release.manifest.encoder_sha256)
+    def records(self, site: Site, release: Release, cohort: str, reader: "Records") -> list[Record | None]:
+        key = (str(site.file), cohort, release.manifest.encoder_sha256, tuple(reader.patients))
         if key not in self.kept:
-            reader = cohort_of(site, cohort, release.manifest.classes)
             self.kept[key] = encoded(reader, self._encoder(release), release, site)
         return self.kept[key]
 
@@ -62,12 +61,14 @@ class _Prepared:
 _prepared = _Prepared()
 
 
-def prepared(site: Site, release: Release, cohort: str) -> Sequence[Record | None]:
+def prepared(site: Site, release: Release, cohort: str, reader: "Records | None" = None) -> Sequence[Record | None]:
     """The records of a cohort, read and encoded once in the life of the process. Nothing is spent by it.
+
+    reader: whose list of patients the ledger knows; without it the list is read here, and nothing vouches for it.
 
     Raises InputError when there are more patients than slots, or the list cannot be read.
     """
-    return _prepared.records(site, release, cohort)
+    return _prepared.records(site, release, cohort, reader or cohort_of(site, cohort, release.manifest.classes))
 
 
 def encoded(reader: "Records", encoder: "ImageEncoder", release: Release, site: Site) -> list[Record | None]:

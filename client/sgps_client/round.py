@@ -4,12 +4,13 @@ Plan checks, site limits and ledger come first, before a record is read. Then th
 yet), then CHARGE -> noised sum -> outbox -> COMMIT, then the wait for the plan's `answer_at`. A refusal is one constant word.
 """
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from sgps.errors import SgpsError
 from sgps.memory import COUNTS, ROWS
 from sgps.plan import Plan, SignedPlan
 from sgps.release import Release
-from sgps.signing import load_public
 from sgps_client import approval, log
 from sgps_client.config import Site
 from sgps_client.records import Record, cohort_of, prepared
@@ -32,7 +32,11 @@ from sgps_privacy.errors import PrivacyError, Refused
 from sgps_privacy.ledger import Ledger, Order
 from sgps_privacy.terms import Terms
 
+if TYPE_CHECKING:
+    from sgps_client.data import Records
+
 BUSY_SECONDS = 20.0  # how long a round waits for somebody who looks at the ledger
+LATE = 5.0  # seconds between the moments at which a reply that missed `answer_at` may leave
 
 
 class RoundFailed(SgpsError):
@@ -69,21 +73,24 @@ def answer(site: Site, text: str, signature: str, arrays: Arrays) -> Reply:
 
 
 def _wait(plan: Plan) -> None:
+    """Until `answer_at`. Who missed it waits for the next of the moments that follow every LATE seconds: the noised sum takes as
+    long as there are patients, and a plan can be timed so that it ends late."""
     now = time.time()
-    if plan.issued - CLOCK_SLACK <= now < plan.answer_at:
-        time.sleep(plan.answer_at - now)
+    if plan.issued - CLOCK_SLACK <= now <= plan.deadline:
+        missed = max(0, math.ceil((now - plan.answer_at) / LATE))
+        time.sleep(max(0.0, plan.answer_at + missed * LATE - now))
 
 
 def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> Reply:
     release = Store(site).newest()
     with open_ledger(site) as ledger:
-        seen = Seen.read(site.state)
+        seen = Seen.read(site)
         charged = ledger.next_cohort(
             plan.federation, plan.kind, plan.round
         )  # without opening: only if this round is charged
         terms = check(site, plan, arrays, release, 0 if charged else _last_round(site, ledger, seen, plan), time.time())
-        Seen(signed, seen.charged).write(site.state)
-        cohort = charged or _next_cohort(site, ledger, plan, here(release))
+        Seen(signed, seen.charged).write(site)
+        cohort, reader = (charged, None) if charged else _next_cohort(site, ledger, plan, here(release))
         order = Order.of(
             terms,
             federation=plan.federation,
@@ -106,13 +113,13 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
                 f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {facts['epsilon']:.3f} in all",
                 do=f"sgps-client plans approve {plan.sha256()[:12]} --officer NAME",
             )
-        train = _trainer(site, plan, terms, arrays, _records(site, plan, here(release), cohort), facts)
+        train = _trainer(site, plan, terms, arrays, _records(site, plan, here(release), cohort, reader), facts)
         if time.time() > plan.answer_at:
             raise RoundFailed(
                 f"round {plan.round}: the records were not ready at answer_at; nothing was charged",
                 do="they are kept for the next attempt; ask the coordinator for a longer answer_after",
             )
-        Seen(signed, {**seen.charged, str(plan.round): plan.issued}).write(site.state)
+        Seen(signed, {**seen.charged, str(plan.round): plan.issued}).write(site)
         start = time.monotonic()
         with uninterrupted():
             payload, receipt = ledger.answer(order, train)
@@ -146,24 +153,26 @@ def uninterrupted() -> Iterator[None]:
 def _last_round(site: Site, ledger: Ledger, seen: Seen, plan: Plan) -> int:
     known = [e["round"] for e in ledger.history() if e["kind"] == "CHARGE" and e["federation"] == plan.federation]
     if seen.last is not None:
-        last = seen.last.open(load_public(site.plan_key))
+        last = seen.last.open(site.pinned_key())
         known.append(last.round if last.federation == plan.federation else 0)
     return max(known, default=0)
 
 
-def _next_cohort(site: Site, ledger: Ledger, plan: Plan, release: Release) -> str:
-    open_cohorts(site, ledger, release)
+def _next_cohort(site: Site, ledger: Ledger, plan: Plan, release: Release) -> "tuple[str, Records]":
+    readers = open_cohorts(site, ledger, release)
     name = ledger.next_cohort(plan.federation, plan.kind, plan.round)
     if name is None:
         raise Refused(
             "budget", "no cohort has budget left that did not pay for a round of this kind in this federation"
         )
-    return name
+    return name, readers[name]
 
 
-def _records(site: Site, plan: Plan, release: Release, cohort: str) -> Sequence[Record | None]:
+def _records(
+    site: Site, plan: Plan, release: Release, cohort: str, reader: "Records | None"
+) -> Sequence[Record | None]:
     try:
-        return prepared(site, release, cohort)
+        return prepared(site, release, cohort, reader)
     except (SgpsError, PrivacyError, OSError) as error:
         raise RoundFailed(f"round {plan.round}: the cohort cannot be read: {error}", do="sgps-client check") from error
 
@@ -240,13 +249,14 @@ def open_ledger(site: Site, seconds: float = BUSY_SECONDS) -> Ledger:
             time.sleep(0.2)
 
 
-def open_cohorts(site: Site, ledger: Ledger, release: Release) -> dict[str, int]:
-    """Closes new cohorts of site.yaml and opens known ones. Cohort -> number of patients.
+def open_cohorts(site: Site, ledger: Ledger, release: Release) -> "dict[str, Records]":
+    """Closes new cohorts of site.yaml and opens known ones. Cohort -> the list that was compared with the ledger's; records are
+    made from this very list, because the file may change at any moment.
 
     Raises RoundFailed when a list cannot be read, is not the one that was closed, does not fit into the slots, or would be closed
     although something in it is wrong: a cohort is closed once. None of these shapes a reply.
     """
-    counts = {}
+    readers = {}
     for cohort in site.config.cohorts:
         where = f"{site.file} cohort {cohort.name}"
         try:
@@ -261,5 +271,5 @@ def open_cohorts(site: Site, ledger: Ledger, release: Release) -> dict[str, int]
             ledger.open_cohort(cohort.name, reader.patients, cohort.budget.epsilon, cohort.budget.delta)
         except (SgpsError, PrivacyError, OSError) as error:
             raise RoundFailed(str(error), where=where, do="`sgps-client check` lists everything") from error
-        counts[cohort.name] = len(reader.patients)
-    return counts
+        readers[cohort.name] = reader
+    return readers

@@ -11,7 +11,6 @@ from sgps.errors import SgpsError
 from sgps.memory import COUNTS, ROWS
 from sgps.plan import LIMIT, Plan, SignedPlan, arrays_sha256
 from sgps.release import Release
-from sgps.signing import load_public
 from sgps_client.config import Site
 from sgps_privacy.errors import Refused
 from sgps_privacy.limits import Limits
@@ -28,7 +27,7 @@ def opened(site: Site, text: str, signature: str, arrays: Arrays) -> tuple[Plan,
         raise Refused("plan_size", "the order is larger than any plan")
     try:
         signed = SignedPlan(text=text, signature=signature)
-        return signed.open(load_public(site.plan_key)), signed
+        return signed.open(site.pinned_key()), signed
     except (SgpsError, ValueError) as error:
         raise Refused(
             "plan_signature", str(error) if isinstance(error, SgpsError) else "no signed plan in the order"
@@ -60,7 +59,10 @@ def check(site: Site, plan: Plan, arrays: Arrays, release: Release | None, last_
     )
     _rule(plan.classes == manifest.classes, "plan_classes", "the plan's classes are not those of the release")
     shapes = {ROWS: (len(plan.classes), len(release.memory().coordinates.directions)), COUNTS: (len(plan.classes),)}
-    sound = {n: a.shape for n, a in arrays.items()} == shapes and all(a.dtype == np.float32 for a in arrays.values())
+    sound = {n: a.shape for n, a in arrays.items()} == shapes and all(
+        a.dtype == np.float32 and np.isfinite(a).all()  # from another start no reply could be made, after the charge
+        for a in arrays.values()
+    )
     _rule(
         sound and arrays_sha256(dict(arrays)) == plan.start, "plan_start", "the arrays are not those that were signed"
     )

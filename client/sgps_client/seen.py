@@ -8,8 +8,12 @@ from pathlib import Path
 from sgps.errors import StateError
 from sgps.files import write_atomic
 from sgps.plan import SignedPlan
+from sgps_client.config import Site
 
-PLANS = "plans.json"
+
+def _file(site: Site) -> Path:
+    """One for each federation: site folders that share a ledger, so that a budget holds over all of them, share `state`."""
+    return site.state / f"plans-{site.config.federation.fingerprint[:16]}.json"
 
 
 @dataclass(frozen=True)
@@ -20,15 +24,15 @@ class Seen:
     charged: Mapping[str, float]
 
     @classmethod
-    def read(cls, state: Path) -> "Seen":
+    def read(cls, site: Site) -> "Seen":
         try:
-            found = json.loads((state / PLANS).read_bytes())
+            found = json.loads(_file(site).read_bytes())
             return cls(SignedPlan.model_validate(found["last"]), dict(found["charged"]))
         except FileNotFoundError:
             return cls(None, {})
         except (ValueError, KeyError, TypeError) as error:
-            raise StateError("is damaged", where=state / PLANS, do="put it back from the backup") from error
+            raise StateError("is damaged", where=_file(site), do="put it back from the backup") from error
 
-    def write(self, state: Path) -> None:
+    def write(self, site: Site) -> None:
         last = None if self.last is None else self.last.model_dump()
-        write_atomic(state / PLANS, json.dumps({"last": last, "charged": dict(self.charged)}).encode(), 0o600)
+        write_atomic(_file(site), json.dumps({"last": last, "charged": dict(self.charged)}).encode(), 0o600)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sgps.errors import NetworkError, SgpsError, SignatureError
 from sgps.files import sync_folder, write_atomic
 from sgps.release import FILE_LIMIT, FILES, MANIFEST, MANIFEST_LIMIT, SIGNATURE, Release, parse_manifest
-from sgps.signing import load_public, verify
+from sgps.signing import verify
 from sgps_client.config import Site
 from sgps_client.coordinator import Coordinator, Latest
 
@@ -21,13 +21,13 @@ class Store:
 
     def __init__(self, site: Site) -> None:
         self.folder, self.fingerprint = site.releases, site.config.federation.fingerprint
-        self._key_file = site.plan_key
+        self._site = site
         self._open: dict[str, Release] = {}
 
     def open(self, name: str) -> Release:
         """A release of this federation, verified. Raises SignatureError, InputError."""
         if name not in self._open:
-            release = Release.open(self.folder / name, key=load_public(self._key_file))
+            release = Release.open(self.folder / name, key=self._site.pinned_key())
             if release.manifest.fingerprint != self.fingerprint:
                 raise SignatureError("belongs to another federation", where=release.folder, do="remove the folder")
             self._open[name] = release
@@ -84,7 +84,7 @@ class Store:
         if hashlib.sha256(data).hexdigest() != latest.sha256:
             raise NetworkError("the release changed while it was fetched", where=where, do="it is tried again")
         try:
-            verify(load_public(self._key_file), bytes.fromhex(signature.decode("ascii").strip()), data, where)
+            verify(self._site.pinned_key(), bytes.fromhex(signature.decode("ascii").strip()), data, where)
         except ValueError as error:
             raise SignatureError("is not a signature", where=where, do="tell the coordinator") from error
         manifest = parse_manifest(data, where)
@@ -94,7 +94,7 @@ class Store:
             self._file(work / name, manifest.files.get(name, ""), coordinator, latest)
         write_atomic(work / MANIFEST, data)
         write_atomic(work / SIGNATURE, signature)
-        Release.open(work, key=load_public(self._key_file))
+        Release.open(work, key=self._site.pinned_key())
 
     def _file(self, target: Path, sha256: str, coordinator: Coordinator, latest: Latest) -> None:
         for name in reversed(self.names()):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sgps.errors import NetworkError, SgpsError, SignatureError, StateError
 from sgps.files import write_atomic
@@ -27,6 +28,9 @@ from sgps_client.round import RoundFailed, open_cohorts, open_ledger
 from sgps_client.store import Store
 from sgps_privacy.egress import ACCEPTED
 from sgps_privacy.errors import Refused
+
+if TYPE_CHECKING:
+    from sgps_client.data import Records
 
 POLL, STATUS_EVERY = 0.3, 2.0  # seconds between asking for orders, and for the coordinator's state
 FIRST_WAIT, MOST_WAIT, GROWTH = 0.5, 15.0, 1.6  # back-off after trouble, seconds
@@ -172,10 +176,10 @@ class Worker:
                 raise  # at the start a person is there to mend it
             self._say("trouble", f"the cohorts cannot be opened: {getattr(error, 'detail', '') or error}", bad=True)
             return
-        for cohort in turns:
+        for cohort, reader in turns.items():
             self._say("reading", f"cohort {cohort} is read and encoded; nothing is spent by that", cohort=cohort)
             start = time.monotonic()
-            count = sum(record is not None for record in prepared(self.site, release, cohort))
+            count = sum(record is not None for record in prepared(self.site, release, cohort, reader))
             self._say(
                 "ready",
                 f"cohort {cohort}: {count} patients read and encoded in {time.monotonic() - start:.0f} s",
@@ -185,14 +189,14 @@ class Worker:
             self._say("ready", "no cohort is next: from here on only releases and repeated replies")
         self._ready = True
 
-    def _open_cohorts(self, release: Release) -> list[str]:
+    def _open_cohorts(self, release: Release) -> "dict[str, Records]":
         """The cohort whose turn it is and those after it that have not paid in this federation."""
         federation = self.site.config.federation.fingerprint
         with open_ledger(self.site) as ledger:
-            names = [*open_cohorts(self.site, ledger, release)]
+            readers = open_cohorts(self.site, ledger, release)
             turn = ledger.next_cohort(federation, "rows")
             paid = {e["cohort"] for e in ledger.history() if e["kind"] == "CHARGE" and e["federation"] == federation}
-        return [n for n in names if n == turn or (turn is not None and n not in paid)]
+        return {n: r for n, r in readers.items() if n == turn or (turn is not None and n not in paid)}
 
     def _attach(self, fleet: Fleet) -> None:
         if self.node_file.exists():

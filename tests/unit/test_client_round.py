@@ -18,10 +18,13 @@ from site_bench import Bench
 
 from sgps.errors import InputError, RefusedError
 from sgps.memory import COUNTS, ROWS, record
+from sgps.plan import arrays_sha256
+from sgps.signing import public_pem
 from sgps_client import approval, officer, records
 from sgps_client import round as rounds
 from sgps_client.enrolment import load_key
 from sgps_client.round import RoundFailed, answer, open_ledger
+from sgps_client.store import Store
 from sgps_privacy import egress
 from sgps_privacy.errors import PrivacyError
 
@@ -184,6 +187,43 @@ def test_arrays_that_were_not_signed_are_refused(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("no_record")
+def test_a_start_that_no_reply_can_be_made_from_is_refused_before_the_charge(bench: Bench) -> None:
+    start = bench.start()
+    start[ROWS][0, 0] = np.nan
+    assert ask(bench, bench.plan(start=arrays_sha256(start)), start).status == "plan_start"
+    assert not entries(bench, "CHARGE")
+
+
+@pytest.mark.usefixtures("no_record")
+def test_a_key_that_is_not_the_one_of_the_settings_signs_nothing_here(bench: Bench) -> None:
+    """Whoever exchanges keys/plan.pub can write the federation's fingerprint into plans and releases of his own."""
+    forger = other_key()
+    (bench.folder / "keys" / "plan.pub").write_text(public_pem(forger.public_key()))
+    site_bench.make_release(bench.folder / "releases" / "0001", forger, fingerprint=bench.mark)
+    signed = bench.plan().sign(forger)
+    assert answer(bench.site, signed.text, signed.signature, bench.start()).status == "plan_signature"
+    assert Store(bench.site).newest() is None
+
+
+def test_two_federations_of_one_ledger_do_not_hinder_each_other_and_share_the_budget(
+    bench: Bench, tmp_path: Path
+) -> None:
+    def budget(epsilon: float) -> list[dict[str, Any]]:
+        return [{**site_bench.settings("")["cohorts"][0], "budget": {"epsilon": epsilon, "delta": 1e-5}}]
+
+    bench.write(cohorts=budget(4.0))
+    other = site_bench.make(tmp_path / "other", state="../north/state", cohorts=budget(4.0))
+    assert ask(bench).status == "accepted"
+    assert ask(other).status == "budget"
+    other.write(state="../north/state", cohorts=budget(8.0))
+    with open_ledger(bench.site) as ledger:
+        ledger.raise_budget("first", 8.0, "Dr Officer")
+    assert ask(other, other.plan(attempt=2)).status == "accepted"
+    assert ask(bench, bench.plan(attempt=2)).status == "accepted"
+    assert {e["federation"] for e in entries(bench, "CHARGE")} == {bench.mark, other.mark}
+
+
+@pytest.mark.usefixtures("no_record")
 def test_a_receiving_site_refuses_to_be_a_participant(bench: Bench) -> None:
     bench.write(role="receive", slots=None, cohorts=None)
     assert ask(bench).status == "plan_site"
@@ -220,6 +260,40 @@ def test_the_answer_leaves_at_answer_at(bench: Bench, refused: bool, monkeypatch
     reply = ask(bench, bench.plan(answer_at=at, **({"encoder": "0" * 64} if refused else {})))
     assert at <= time.time() < at + 3
     assert reply.status == ("plan_encoder" if refused else "accepted")
+
+
+@pytest.mark.parametrize(("late", "moment"), [(-3.0, 0.0), (0.4, 5.0), (4.9, 5.0), (5.1, 10.0)])
+def test_who_missed_answer_at_answers_at_a_moment_that_no_record_decides(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, late: float, moment: float
+) -> None:
+    plan, slept = bench.plan(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: plan.answer_at + late)
+        patch.setattr(time, "sleep", slept.append)
+        REAL_WAIT(plan)
+    assert slept == [pytest.approx(moment - late, abs=1e-3)]
+
+
+def test_records_are_those_of_the_list_that_the_ledger_knows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An export rewrites the table in the middle of a round: whoever is new in it has no budget."""
+    taken: list[list[str]] = []
+    opened, encoded = rounds.open_cohorts, records.encoded
+
+    def rewritten(*args: Any) -> Any:
+        found = opened(*args)
+        with (bench.folder / "table.csv").open("a") as table:
+            table.write("p0-0,patient 77,df\n")
+        return found
+
+    monkeypatch.setattr(rounds, "open_cohorts", rewritten)
+    monkeypatch.setattr(
+        records, "encoded", lambda reader, *rest: taken.append(reader.patients) or encoded(reader, *rest)
+    )
+    text = (bench.folder / "table.csv").read_text()
+    (bench.folder / "table.csv").write_text(text.replace("p0-0,", "p0-1,", 1).replace("p0-1,patient 0,akiec\n", "", 1))
+    records._prepared.kept.clear()
+    assert ask(bench).status == "accepted"
+    assert taken == [[f"patient {i}" for i in range(5)]]
 
 
 def test_slow_records_mean_silence_and_no_charge(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
