@@ -33,10 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = 450  # pixels a side
 TRIO, SHOTS = ("akiec", "df", "vasc"), 5
 PREDICTED = 16  # pictures of one call
-COLD, WARM = (
-    6,
-    9,
-)  # repeats: the least that give a 95 % interval of the median without any, or with one value left out at each end
+# Repeats: the least that give a 95 % interval of the median, without and with one value left out at each end.
+COLD, WARM = 6, 9
 
 
 def seconds(work: Callable[..., object], *arguments: Any) -> float:
