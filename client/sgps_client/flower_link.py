@@ -87,6 +87,7 @@ class Fleet:
             url, interceptors=[NodeAuthHttpInterceptor(key, key.public_key())], verify=tls, timeout=TIMEOUT
         )
         self._api._client.follow_redirects = False  # a coordinator has no business sending a site elsewhere
+        self._api._client.headers["accept-encoding"] = "identity"
         self._api._client.event_hooks = {"response": [_bounded]}
 
     @property
@@ -213,9 +214,10 @@ def _limited(fetch: Callable[[str], bytes]) -> Callable[[str], bytes]:
 
 
 def _bounded(response: httpx.Response) -> None:
-    """Called before the body is read."""
-    length = response.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > OBJECT_BYTES or "chunked" in response.headers.get("transfer-encoding", ""):
+    """Called before the body is read. What is packed may unpack to any size, so nothing packed is taken."""
+    length, packed = response.headers.get("content-length", "0"), response.headers.get("content-encoding", "identity")
+    chunked = "chunked" in response.headers.get("transfer-encoding", "")
+    if not length.isdigit() or int(length) > OBJECT_BYTES or chunked or packed != "identity":
         raise NetworkError("an answer of unknown or too great length", where=response.url, do="tell the coordinator")
 
 

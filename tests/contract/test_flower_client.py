@@ -1,10 +1,13 @@
 """flwr 1.41 still behaves as the site's link assumes: the real Fleet API on loopback, orders, resumed replies, lost nodes."""
 
+import contextlib
+import gzip
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sgps.errors import NetworkError
 from sgps_client import flower_link
 from sgps_client.flower_link import Fleet, NodeUnknown, StillOnline, Withdrawn
 
@@ -211,3 +215,36 @@ def test_the_link_has_no_call_for_an_app_bundle() -> None:
     source = Path(flower_link.__file__).read_text(encoding="utf-8")
     for word in ("GetFab", "fab_hash", "fab_content", "get_run", "subprocess", "importlib", "exec("):
         assert word not in source
+
+
+def test_an_answer_that_unpacks_to_any_size_is_not_read() -> None:
+    class Bomb(BaseHTTPRequestHandler):
+        asked: str | None = None
+
+        def do_POST(self) -> None:
+            Bomb.asked = self.headers["accept-encoding"]
+            body = gzip.compress(bytes(32 << 20))
+            self.send_response(200)
+            self.send_header("content-encoding", "gzip")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # nobody need read it
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bomb) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        fleet = Fleet(
+            f"http://127.0.0.1:{server.server_port}",
+            ssl.create_default_context(),
+            ec.generate_private_key(ec.SECP384R1()),
+        )
+        try:
+            with pytest.raises(NetworkError, match="unknown or too great length"):
+                fleet.activate()
+        finally:
+            fleet.close()
+            server.shutdown()
+    assert Bomb.asked == "identity"
