@@ -139,9 +139,9 @@ def one_run(
 
 
 def low_bits(optimizer: type[SecureDPOptimizer] = SecureDPOptimizer, numbers: int = 4000) -> tuple[int, int]:
-    """Released numbers in (-1/4, 1/4) that are no multiple of 2^-25: when every number of the sum is 0, and when it is 1.
+    """Released numbers in (-1/4, 1/4) that are no multiple of 2^-53: when every number of the sum is 0, and when it is 1.
 
-    Float noise near -1 has no finer bits, so a second count of 0 beside a first one far above it tells the two sums
+    Float64 noise near -1 has no finer bits, so a second count of 0 beside a first one far above it tells the two sums
     apart for certain, whatever epsilon says (Mironov 2012).
     """
     counts = []
@@ -158,6 +158,6 @@ def low_bits(optimizer: type[SecureDPOptimizer] = SecureDPOptimizer, numbers: in
         p.grad_sample = torch.full((1, numbers), value, dtype=p.dtype)
         work.step()
         seen = p.detach().numpy()
-        seen = seen[np.abs(seen) < 0.25] * 2**25
+        seen = seen[np.abs(seen) < 0.25] * 2.0**53
         counts.append(int((seen != np.rint(seen)).sum()))
     return counts[0], counts[1]

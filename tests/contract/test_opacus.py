@@ -157,7 +157,7 @@ def test_opacus_own_noise_tells_sums_apart_by_their_low_bits_and_ours_does_not()
         p.grad_sample = torch.full((1, numbers), value, dtype=p.dtype)
         work.step()
         seen = p.detach().double()
-        seen = seen[seen.abs() < 0.25] * 2**25
+        seen = seen[seen.abs() < 0.25] * 2.0 ** (53 if ours else 25)  # the finest bits of a float64 or float32 near 1
         return int((seen != seen.round()).sum())
 
     assert fine(DPOptimizer, 0.0) > 100 and fine(DPOptimizer, 1.0) == 0

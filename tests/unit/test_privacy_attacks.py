@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from opacus.optimizers import DPOptimizer
 from scipy.stats import norm
 
 from sgps_privacy.attacks import distinguishing, epsilon_bound, low_bits, mu_bound, one_run, one_run_bound
-from sgps_privacy.engine import PrivateRound, Record
+from sgps_privacy.engine import PrivateRound, Record, SecureDPOptimizer
 
 
 class RecordTwice(PrivateRound):
@@ -34,6 +35,14 @@ def test_one_run_with_many_canaries_stays_below_the_claim() -> None:
 def test_low_bits_of_the_grid_tell_nothing() -> None:
     ours = low_bits()
     assert min(ours) > 100
+
+
+def test_low_bits_of_float_noise_tell_two_sums_apart_for_certain() -> None:
+    class FloatNoise(SecureDPOptimizer):
+        add_noise = DPOptimizer.add_noise
+
+    when_zero, when_one = low_bits(FloatNoise)
+    assert when_zero > 100 and when_one == 0
 
 
 @pytest.mark.parametrize("mu", [0.5, 1.666, 3.0])
