@@ -19,7 +19,7 @@ from sgps_privacy import statement as statements
 from sgps_privacy.errors import CODES, PrivacyError
 from sgps_privacy.terms import Terms
 
-MOST_TEXT = 1 << 16  # characters of a statement
+MOST_TEXT = 1 << 13  # characters of a statement, four times an honest one: every release carries the statements of all rounds
 _TAIL = 8.0  # standard deviations; noise beyond them comes up once in 1e15 replies
 _HEX = frozenset("0123456789abcdef")
 
@@ -156,7 +156,9 @@ def _check_statement(
         raise Rejected("statement_facts")
     try:
         events = statements.read_events(found)
-        if any(e.q < 1 for e in events):  # no plan here samples, and the accountant of such events takes any memory and time
+        if any(
+            e.q < 1 for e in events
+        ):  # no plan here samples, and the accountant of such events takes any memory and time
             raise Rejected("statement_facts")
         mu = accountant.equivalent_mu(events, found["delta"])
         epsilon = accountant.epsilon(events, found["delta"])

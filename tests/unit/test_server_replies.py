@@ -13,12 +13,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sgps.memory import COUNTS, ROWS
 from sgps.plan import Plan, arrays_sha256
+from sgps.release import MANIFEST_LIMIT
 from sgps_privacy import egress, statement
 from sgps_privacy.events import Event
 from sgps_privacy.terms import Terms
 from sgps_server.pki import public_pem
 from sgps_server.plans import start_arrays
-from sgps_server.replies import Rejected, check, norm_bound
+from sgps_server.replies import MOST_TEXT, Rejected, check, norm_bound
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 START = start_arrays(3, 4)
@@ -103,6 +104,7 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
             "other sigma": lambda: fields.update(sign(facts(Terms("rows", 2.5, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1)))),
             "other plan": lambda: fields.update(sign(facts(plan_hash="e" * 64))),
             "other events": lambda: fields.update(sign(facts(events=[[2.0, 1.0, 1]]))),
+            "many events": lambda: fields.update(sign(facts(events=[[1.391, 1.0, 1]] * 600))),
             "endless events": lambda: fields.update(sign(facts(events=[[1.391, 1.0, 1], [1.0, 1.0, 10**400]]))),
             "sampled events": lambda: fields.update(sign(facts(events=[[1.391, 1.0, 1], [0.3, 0.5, 10**5]]))),
             "flattering epsilon": lambda: fields.update(sign(facts(epsilon=0.1))),
@@ -123,7 +125,8 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
         ("other key", "statement_signature"), ("altered", "statement_signature"), ("no signature", "statement_signature"),
         ("not hex", "statement_signature"), ("not json", "statement_signature"), ("long", "statement_size"),
         ("more facts", "statement_form"), ("other sigma", "statement_facts"), ("other plan", "statement_facts"),
-        ("other events", "statement_facts"), ("endless events", "statement_form"), ("sampled events", "statement_facts"),
+        ("other events", "statement_facts"), ("many events", "statement_size"),
+        ("endless events", "statement_form"), ("sampled events", "statement_facts"),
         ("flattering epsilon", "statement_figures"), ("flattering mu", "statement_figures"),
     ],
 )  # fmt: skip
@@ -132,6 +135,12 @@ def test_what_is_wrong_gets_its_word(name: str, word: str) -> None:
     assert verdict(arrays, fields) == "accepted"
     spoil(name)(arrays, fields)
     assert verdict(arrays, fields) == word
+
+
+def test_the_statements_of_many_sites_and_rounds_fit_into_a_release() -> None:
+    honest = len(good()[1]["statement"])
+    assert honest < MOST_TEXT / 2
+    assert 100 * 4 * MOST_TEXT < MANIFEST_LIMIT  # as fields, one number a line, and as the signed text
 
 
 def test_a_refusal_needs_no_plan_and_is_marked_as_the_sites_own() -> None:
