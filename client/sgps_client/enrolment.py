@@ -26,7 +26,7 @@ from sgps.errors import ConfigError, InputError, SignatureError
 from sgps.files import read_limited, write_atomic
 from sgps.kit import Kit
 from sgps.plan import SiteName
-from sgps.settings import parse, problems
+from sgps.settings import LIMIT, parse, problems
 from sgps.signing import fingerprint, parse_public
 from sgps_client.config import FILE_NAME, SiteConfig
 
@@ -138,6 +138,12 @@ def install(folder: Path, file: Path, expected: str | None = None) -> Installed:
             "its site.yaml is for another site", where=file, do="ask the coordinator for the kit again"
         )
     keys, settings = folder / "keys", folder / FILE_NAME
+    if settings.exists() and _federation(settings) not in (None, found):
+        raise SignatureError(
+            "is of another federation than the settings",
+            where=file,
+            do="make a site folder of its own for each federation",
+        )
     write_atomic(keys / "site.crt", kit.certificate.encode())
     write_atomic(keys / "ca.crt", kit.ca.encode())
     write_atomic(keys / "plan.pub", kit.plan_key.encode())
@@ -145,6 +151,13 @@ def install(folder: Path, file: Path, expected: str | None = None) -> Installed:
     if fresh:
         write_atomic(settings, kit.site_yaml.encode())
     return Installed(kit.site, kit.federation, found, cert.not_valid_after_utc, settings, fresh)
+
+
+def _federation(settings: Path) -> object:
+    """The fingerprint that a site.yaml names, which may be unfinished otherwise; None when it names none."""
+    found = parse(read_limited(settings, LIMIT).decode("utf-8", "replace"), settings)
+    part = found.get("federation") if isinstance(found, dict) else None
+    return part.get("fingerprint") if isinstance(part, dict) else None
 
 
 def check_issued(cert: x509.Certificate, authority: x509.Certificate, where: object) -> None:

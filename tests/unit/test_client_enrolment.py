@@ -64,6 +64,19 @@ def test_a_kit_that_fits_is_installed(tmp_path: Path) -> None:
     assert (tmp_path / "site.yaml").read_text() == "# mine\n"
 
 
+def test_a_kit_of_another_federation_does_not_replace_the_pinned_key(tmp_path: Path) -> None:
+    authority, csr = Authority(), enrolment.request(tmp_path, "north")
+    enrolment.install(tmp_path, kit(tmp_path, authority, csr))
+    forger = Ed25519PrivateKey.generate().public_key()
+    mark = fingerprint(forger)
+    forged = kit(
+        tmp_path, Authority(), csr, plan_key=public_pem(forger), fingerprint=mark, site_yaml=dump(settings(mark))
+    )
+    with pytest.raises(SignatureError, match="another federation"):
+        enrolment.install(tmp_path, forged)
+    assert (tmp_path / "keys" / "plan.pub").read_text() == public_pem(KEY.public_key())
+
+
 def other(tmp_path: Path) -> Path:
     return enrolment.request(tmp_path / "elsewhere", "north")
 
