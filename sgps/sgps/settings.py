@@ -82,6 +82,13 @@ def load(path: Path, model: type[S]) -> S:
         raise ConfigError("; ".join(problems(error)), where=path, do="correct the file") from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a value that occurs twice twice: `parse` takes no alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def dump(data: Any) -> str:
     """Mappings, lists and scalars as YAML text in the given order."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -63,6 +63,7 @@ def made(tmp_path):
         "images": [{**images, "trained_on": {"nv": 9, "mel": 9}}],
         "figures": "not measured",
     }
+    record["made_by"] = {"command": "y", "code_sha256": "5" * 64}
     (folder / "base.yaml").write_text(dump(record))
     return folder
 
@@ -105,7 +106,9 @@ def generator_file(made, folder, learned):
     path = folder / "generator.safetensors"
     safetensors.torch.save_file({**fixed, **tensors, "head.scale": torch.tensor([0.5])}, path)
     digest = sha256_file(made / "base.safetensors")
-    (folder / "meta.yaml").write_text(dump({"learned": list(learned), "made_by": {"base_sha256": digest}}))
+    drawn = {"first": 2000, "profiles": 2, "patients": 3}
+    made_by = {"base_sha256": digest, "command": "x", "code_sha256": "4" * 64, "recipe": {"drawn": drawn, "judged": drawn}}
+    (folder / "meta.yaml").write_text(dump({"learned": list(learned), "made_by": made_by}))
     return path
 
 
@@ -113,6 +116,8 @@ def test_learned_parts_are_those_of_the_record(made, tmp_path):
     out = tmp_path / "release"
     release = Release.open(out, sha256=assemble(made, generator_file(made, tmp_path / "meta", ("text", "body")), out))
     assert release.manifest.architecture.learned == ("body", "text")
+    assert release.manifest.provenance[-1].images == 12 and "body, text" in release.manifest.provenance[-1].used_for
+    assert release.manifest.figures["made_by"]["generator"]["command"] == "x"
     assert release.tensors(GENERATOR, "head.scale")[""].tolist() == [0.5]
     assert sum(f.stat().st_size for f in out.iterdir()) < 16_000_000
 

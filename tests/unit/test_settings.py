@@ -53,5 +53,6 @@ def test_missing_and_binary_files(tmp_path: Path) -> None:
 
 
 def test_dump_is_read_back() -> None:
-    data = {"name": "north", "list": ["a", "b"], "text": "two\nlines: here"}
+    twice = {"a": "b"}
+    data = {"name": "north", "list": ["a", "b"], "text": "two\nlines: here", "one": twice, "two": twice}
     assert parse(dump(data), "text") == data

@@ -81,8 +81,10 @@ def assemble(
     )
     texts = Texts()
     bank = made.bank(classes, texts, architecture.size)
-    provenance = made.provenance()
+    provenance = made.provenance() + _meta_provenance(meta, learned)
     figures = {"base": made.record["figures"], "generator": {k: meta[k] for k in sorted(meta) if k != "made_by"}}
+    parts = {"base": made.record, "generator": meta} if meta else {"base": made.record}
+    figures["made_by"] = {n: {k: part["made_by"][k] for k in ("command", "code_sha256")} for n, part in parts.items()}
     manifest = Manifest(
         name=name,
         federation="none",
@@ -251,6 +253,24 @@ class _Made:
         public = next((p for p in sorted({s["licence"] for s in self.record["images"]}) if "NC" in p), "Apache-2.0")
         own = self.record.get("weights")
         return f"{public}; base network: {own['licence']}" if own else public
+
+
+def _meta_provenance(meta: dict[str, Any], learned: Sequence[str]) -> tuple[Provenance, ...]:
+    """The drawn classes that taught the generator's parts, where any is on. The public sets behind it are those of the base."""
+    if not learned:
+        return ()
+    recipe = meta["made_by"]["recipe"]
+    taught = {what: recipe[part] for what, part in (("trained", "drawn"), ("judged", "judged"))}
+    return (
+        Provenance(
+            name="drawn classes of meta-training",
+            licence="Apache-2.0",
+            source="lesions drawn by sgps.draw",
+            images=sum(int(d["profiles"]) * int(d["patients"]) for d in taught.values()),
+            classes=("drawn",),
+            used_for=f"generator, learned parts: {', '.join(learned)}",
+        ),
+    )
 
 
 def _generator(made: _Made, file: Path | None) -> tuple[dict[str, Array], tuple[str, ...], dict[str, Any]]:
