@@ -32,10 +32,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 fast: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
-test: fast
-	$(BIN)/python -m pytest -q -m slow
+test: fast  # the slow ones mostly wait for each other's processes
+	$(BIN)/python -m pytest -q -n 3 -m slow
 
 lock:
 	uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -o requirements.lock

@@ -85,7 +85,9 @@ def read(folder: Folder) -> dict[str, Any]:
             fresh = time.time() - live["time"] < FRESH
             found["state"] = live["state"] if fresh else "not responding"
             if fresh:
-                found.update(sites=live["sites"], waiting_for=live["waiting_for"])
+                enrolled = found["sites"]  # the registry is newer than the running coordinator's word
+                found["sites"] = {name: live["sites"].get(name, "offline") for name in enrolled}
+                found["waiting_for"] = [name for name in live["waiting_for"] if name in enrolled]
     return found
 
 
