@@ -60,6 +60,8 @@ def parse(text: str, where: object) -> Any:
         raise ConfigError(str(error.problem), where=f"{where}{line}", do="correct the file") from error
     except yaml.YAMLError as error:
         raise ConfigError("is not YAML", where=where, do=str(error)) from error
+    except RecursionError as error:
+        raise ConfigError("is nested too deeply", where=where, do="correct the file") from error
 
 
 def problems(error: ValidationError) -> list[str]:

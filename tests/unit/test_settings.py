@@ -28,6 +28,7 @@ class Budget(Settings):
         ("epsilon: 1\nname: ''\n", "name: String should have at least 1 character"),
         ("epsilon: [\n", "line 2"),
         ("name: first\n", "epsilon: Field required"),
+        ("epsilon: " + "[" * 3000, "nested too deeply"),
     ],
 )
 def test_bad_yaml_is_one_line_that_names_the_place(tmp_path: Path, text: str, message: str) -> None:
