@@ -16,4 +16,5 @@ SWITCHES = {
 def switch_off() -> None:
     """Whatever the environment said before: a site never calls anybody but its coordinator."""
     os.environ.update(SWITCHES)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: idle threads of a busy machine must not spin
+    # Read when torch loads: idle threads of a busy machine must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

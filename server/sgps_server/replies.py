@@ -19,7 +19,8 @@ from sgps_privacy import statement as statements
 from sgps_privacy.errors import CODES, PrivacyError
 from sgps_privacy.terms import Terms
 
-MOST_TEXT = 1 << 13  # characters of a statement, four times an honest one: every release carries the statements of all rounds
+# Characters of a statement, four times an honest one: every release carries the statements of all rounds.
+MOST_TEXT = 1 << 13
 _TAIL = 8.0  # standard deviations; noise beyond them comes up once in 1e15 replies
 _HEX = frozenset("0123456789abcdef")
 
