@@ -134,6 +134,9 @@ def test_the_sampler_costs_next_to_nothing_and_never_less() -> None:
     plain, real = epsilon(events, DELTA), with_sampler(events, DELTA, sampler_distance(8000 * 50))
     assert plain < real < plain + 1e-4
     assert with_sampler(events, DELTA, 1.0) == math.inf
+    worse, far = with_sampler(events, DELTA, 1e-9), DELTA - (1 + math.exp(plain)) * 1e-9  # delta + (1 + e^epsilon) tau
+    assert worse == pytest.approx(epsilon(events, far), rel=1e-2) and worse >= epsilon(events, far)
+    assert epsilon(events, far) > 1.01 * plain
 
 
 @pytest.mark.parametrize("wrong", [(math.nan, 1.0, 1), (0.0, 1.0, 1), (math.inf, 1.0, 1), (-1.0, 1.0, 1), (1.0, 0.0, 1),
