@@ -36,7 +36,7 @@ class Cohort(Settings):
     name: Annotated[str, Field(max_length=80)]
     images: str
     table: str | None = None
-    unit_column: str
+    unit_column: Annotated[str, Field(pattern=r"^\w[\w .:-]{0,63}$")]  # it stands in the statement, which allows no other text
     image_column: str | None = None
     label_column: str | None = None
     budget: Budget

@@ -47,6 +47,7 @@ def cohort(**changes: Any) -> list[dict[str, Any]]:
         ({"cohorts": cohort(budget={"epsilon": 0, "delta": 1e-5})}, "cohorts.0.budget.epsilon"),
         ({"cohorts": cohort(budget={"epsilon": "yes", "delta": 1e-5})}, "cohorts.0.budget.epsilon"),
         ({"cohorts": cohort(unit_column=None)}, "cohorts.0.unit_column"),
+        ({"cohorts": cohort(unit_column="Patient (KIS)")}, "cohorts.0.unit_column"),
         ({"cohorts": [*cohort(), *cohort()]}, "appears twice"),
         ({"role": "both"}, "role"),
         ({"site": "North Hospital"}, "site"),
