@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sgps.errors import InputError
+
 UNITS = Path(__file__).resolve().parents[2] / "deploy" / "systemd"
 NAMES = ["sgps-server", "sgps-client"]
 MOST_EXPOSED = 2.0  # of 10, by systemd's own count
@@ -88,7 +90,7 @@ def test_the_command_is_one_that_the_program_knows(name: str) -> None:
     assert arguments[-1].startswith(f"/var/lib/{name}/"), "within the state folder, the only one that can be written"
     app = {"sgps-server": server, "sgps-client": client}[name]
     done = CliRunner().invoke(app, [*arguments[:-1], "/nowhere/settings.yaml"])
-    assert "no such" in f"{done.output} {done.exception}".lower(), "known options, and only the settings are missing"
+    assert isinstance(done.exception, InputError), f"known options, and only the settings are missing: {done.output}"
 
 
 def test_a_stop_is_no_failure_and_a_wrong_setting_no_reason_to_try_again() -> None:

@@ -174,7 +174,7 @@ def test_it_installs_with_the_network_off(wheelhouse: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["a wheel", "the project's wheel", "the pins", "another Python"])
+@pytest.mark.parametrize("fault", ["a wheel", "the project's wheel", "the pins", "no hashes", "another Python"])
 def test_what_was_altered_on_the_way_is_refused_and_leaves_nothing(
     wheelhouse: Path, tmp_path: Path, fault: str
 ) -> None:
@@ -183,6 +183,9 @@ def test_what_was_altered_on_the_way_is_refused_and_leaves_nothing(
     expected = "0" * 64 if fault == "the pins" else ""
     if fault == "another Python":
         (copy / "platform").write_text("cpython-399 plan9\n")
+    if fault == "no hashes":
+        bare = re.findall(r"^[a-z]+==[^ ;]+", (copy / "requirements.txt").read_text(), re.MULTILINE)
+        (copy / "requirements.txt").write_text("\n".join(bare) + "\n")
     if "wheel" in fault:
         (wheel,) = (copy / "wheels").glob("mdurl-*.whl" if fault == "a wheel" else "sgps-*.whl")
         data = bytearray(wheel.read_bytes())
@@ -190,7 +193,11 @@ def test_what_was_altered_on_the_way_is_refused_and_leaves_nothing(
         wheel.write_bytes(data)
     done = install(copy, tmp_path / "venv", *([expected] if expected else []))
     assert done.returncode != 0
-    told = {"the pins": "not the one that was built", "another Python": "cpython-399"}.get(fault, "HASHES")
+    told = {
+        "the pins": "not the one that was built",
+        "no hashes": "Hashes are required",
+        "another Python": "cpython-399",
+    }.get(fault, "HASHES")
     assert told in done.stderr.replace("THESE PACKAGES DO NOT MATCH THE HASHES", "HASHES"), done.stderr
     assert not (tmp_path / "venv").exists()
 
