@@ -6,11 +6,13 @@ Keys are an allow-list. The log never leaves the site; still no patient, no file
 import json
 import logging
 import logging.handlers
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,15 @@ def allowed(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return {key: value for key, value in event.items() if key in KEYS}
 
 
+class _OwnersFile(logging.handlers.RotatingFileHandler):
+    """Mode 0600, also after the file was turned over: a line may name a picture."""
+
+    def _open(self) -> TextIOWrapper:
+        handle = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.fchmod(handle, 0o600)
+        return TextIOWrapper(os.fdopen(handle, "ab"), encoding=self.encoding)
+
+
 class Report:
     """Call it with an event's name, a line for a person, and facts under allowed keys."""
 
@@ -39,10 +50,7 @@ class Report:
         self._log: Any = None
         if file is not None:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file.touch(mode=0o600)
-            handler = logging.handlers.RotatingFileHandler(
-                file, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8"
-            )
+            handler = _OwnersFile(file, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8")
             logger = logging.Logger(  # noqa: LOG001  one for each folder, outside the tree that libraries write to
                 f"sgps_client:{file}", logging.INFO
             )

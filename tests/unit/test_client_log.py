@@ -4,6 +4,8 @@ import json
 import stat
 from pathlib import Path
 
+import pytest
+
 from sgps_client import log
 
 
@@ -19,6 +21,18 @@ def test_only_allowed_keys_reach_log_and_terminal(tmp_path: Path) -> None:
         assert not {"patient", "file"} & set(found)
     assert "p17" not in line + said[0]
     assert stat.S_IMODE((tmp_path / "log" / "client.jsonl").stat().st_mode) == 0o600
+
+
+def test_the_log_is_for_its_owner_only_also_after_it_was_turned_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "FILE_BYTES", 500)
+    with log.reporting(log.Report(tmp_path / "client.jsonl")) as report:
+        for _ in range(12):
+            report("trouble", "x" * 50)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
+    assert len(modes) > 2 and set(modes.values()) == {0o600}
+    assert (tmp_path / "client.jsonl.1").read_text().count("\n") > 1
 
 
 def test_a_person_reads_the_line(tmp_path: Path) -> None:
