@@ -107,7 +107,12 @@ def generator_file(made, folder, learned):
     safetensors.torch.save_file({**fixed, **tensors, "head.scale": torch.tensor([0.5])}, path)
     digest = sha256_file(made / "base.safetensors")
     drawn = {"first": 2000, "profiles": 2, "patients": 3}
-    made_by = {"base_sha256": digest, "command": "x", "code_sha256": "4" * 64, "recipe": {"drawn": drawn, "judged": drawn}}
+    made_by = {
+        "base_sha256": digest,
+        "command": "x",
+        "code_sha256": "4" * 64,
+        "recipe": {"drawn": drawn, "judged": drawn},
+    }
     (folder / "meta.yaml").write_text(dump({"learned": list(learned), "made_by": made_by}))
     return path
 
