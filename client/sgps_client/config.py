@@ -36,7 +36,8 @@ class Cohort(Settings):
     name: Annotated[str, Field(max_length=80)]
     images: str
     table: str | None = None
-    unit_column: Annotated[str, Field(pattern=r"^\w[\w .:-]{0,63}$")]  # it stands in the statement, which allows no other text
+    # It stands in the statement, which allows no other text.
+    unit_column: Annotated[str, Field(pattern=r"^\w[\w .:-]{0,63}$")]
     image_column: str | None = None
     label_column: str | None = None
     budget: Budget
