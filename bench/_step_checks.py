@@ -132,7 +132,7 @@ def noise_size(step: Step, world: World) -> Verdict:
     single = 2 * z[0].size * min(float(f(squares, z.shape[0] * z.shape[1]).min()) for f in (chi2.sf, chi2.cdf))
     low, high = min(errors), max(errors)
     return Verdict(
-        max(-low, high) < 5 and shape > 1e-7 and single > 1e-6,
+        max(-low, high) < 5 and shape > 1e-7 and single > 1e-7,
         f"deviation {low:+.1f} to {high:+.1f} standard errors, least KS p {shape:.2g}, worst coordinate p {min(1.0, single):.2g}",
     )
 
