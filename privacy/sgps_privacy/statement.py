@@ -20,7 +20,7 @@ FALSE_ALARMS = 0.05
 ADJACENCY = "the patient's record against an empty record (zero-out)"
 NOISE = f"discrete Gaussian on a grid, 2^{SCALE_BITS} steps per standard deviation; the sensitivity includes rounding"
 NOT_COVERED = (
-    "that the site took part, and when it answered",
+    "that the site took part, how long it took to get ready, and when it answered",
     "the number of record slots",
     "classifiers made at the site (each contains its exemplar)",
     "choices people made after seeing private data",
