@@ -1,0 +1,1 @@
+"""Measurements of what ships: each module is a command, `python -m bench.NAME`."""

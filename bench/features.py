@@ -1,0 +1,69 @@
+"""Features of pictures, kept in a file under --out by the hash of each picture's bytes."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from bench.pictures import Pictures
+from sgps.encoders import ImageEncoder
+from sgps.files import write_atomic
+from sgps.images import batch, views
+from sgps.pretrain.networks import HALF, TEACHER_SHA256, pooled, read_teacher
+from sgps.release import Release
+
+Array = NDArray[Any]
+LITE0_SIZE = 128  # pixels, the best of 96, 128 and 224 for frozen Lite0
+_SAVE, _BATCH = 256, 32  # pictures
+
+
+def base_features(release: Release, pictures: Pictures, rows: Array, out: Path) -> Array:
+    """float32 [rows, f] under the release's base network, its own number of views."""
+    encoder = ImageEncoder(release)
+    return _kept(release.manifest.encoder_sha256, encoder.features, pictures, rows, out)
+
+
+def lite0_features(pictures: Pictures, rows: Array, out: Path) -> Array:
+    """float32 [rows, 1280] under frozen Lite0, eight views at 128 px."""
+    net = read_teacher().to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def extract(images: Sequence[Image]) -> Array:
+        parts = []
+        for start in range(0, len(images), _BATCH):
+            turned = views(batch(images[start : start + _BATCH], LITE0_SIZE, HALF, HALF), 8)
+            flat = pooled(net, turned.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+            parts.append(flat.view(*turned.shape[:2], -1).mean(0).numpy())
+        return np.concatenate(parts)
+
+    return _kept(TEACHER_SHA256, extract, pictures, rows, out)
+
+
+def _kept(
+    encoder: str, extract: Callable[[Sequence[Image]], Array], pictures: Pictures, rows: Array, out: Path
+) -> Array:
+    path = out / f"features-{encoder[:16]}.safetensors"
+    known: dict[bytes, Array] = {}
+    if path.is_file():
+        stored = safetensors.numpy.load(path.read_bytes())
+        known = dict(zip((h.tobytes() for h in stored["sha256"]), stored["features"], strict=True))
+    hashes = [pictures.sha256(int(r)) for r in rows]
+    left = [(h, int(r)) for h, r in dict(zip(hashes, rows, strict=True)).items() if h not in known]
+    start = time.perf_counter()
+    for place in range(0, len(left), _SAVE):
+        part = left[place : place + _SAVE]
+        found = extract([pictures.image(r) for _, r in part])
+        known |= dict(zip((h for h, _ in part), found, strict=True))
+        table = {
+            "sha256": np.stack([np.frombuffer(h, np.uint8) for h in known]),
+            "features": np.stack(list(known.values())),
+        }
+        write_atomic(path, safetensors.numpy.save(table))
+        print(f"features {place + len(part)}/{len(left)}, {time.perf_counter() - start:.0f} s", flush=True)
+    return np.stack([known[h] for h in hashes])

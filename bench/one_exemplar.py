@@ -1,0 +1,352 @@
+"""One picture of one disease against everything else, with the shipped release; and with a row of the class memory behind it.
+
+    python -m bench.one_exemplar --data ZIP|DIR --out DIR
+
+Every exemplar is judged on one picture of each lesion but its own: of the other test classes, and of lesions of the data's other classes
+that no training and no reference bank holds. All negative classes weigh the same. Settings are those of the release.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from bench.exemplar_report import METHODS, NO_LENGTH, NO_RIVALS, NO_TEXT, OURS, RATES, memory_summary, report, summary
+from bench.features import base_features
+from bench.pictures import Pictures, read_pictures
+from bench.shipped import Ours, without
+from sgps.bank import Bank
+from sgps.calibration import score
+from sgps.episodes import auroc, unit
+from sgps.errors import InputError, SgpsError
+from sgps.files import write_atomic
+from sgps.memory import Contribution, Memory, pool, record
+from sgps.rehearsal import calibrate
+from sgps.release import Release
+from sgps.shipped import shipped_release
+from sgps.synthesis import FALSE_ALARMS
+from sgps_privacy.accountant import calibrate as noise_multiplier
+
+Array = NDArray[Any]
+Score = Callable[[Array, Array], Array]  # exemplar [f], queries [n, f] -> scores [n]
+SITES, SPREAD, DELTA = 6, 0.5, 1e-5  # Dirichlet over the sites, of each disease
+EPSILONS = (None, 8.0, 3.0, 1.0)
+SHRINK = 0.9  # of PLDA's within-class scatter
+
+
+def ranked(scores: Array, label: Array, disease: str, test: Sequence[str]) -> dict[str, float]:
+    """AUROC and sensitivities against the other test classes and against all other classes, which weigh the same.
+
+    Sensitivity at a rate: share of the disease above the lowest threshold that no more than that share of the negatives passes.
+    """
+    own, out = scores[label == disease], {}
+    for name, keep in (("other", set(test)), ("all", set(label.tolist()))):
+        negatives = [scores[label == c] for c in sorted(keep - {disease})]
+        if negatives:
+            both = [auroc(np.concatenate([own, n]), np.arange(len(own) + len(n)) < len(own)) for n in negatives]
+            out[f"auroc {name}"] = float(np.mean(both))
+            values = np.concatenate(negatives)
+            weight = np.concatenate([np.full(len(n), 1 / (len(n) * len(negatives))) for n in negatives])
+            order = np.argsort(-values)
+            passed = np.cumsum(weight[order])
+            for rate in RATES:
+                first = int(np.searchsorted(passed, rate + 1e-9, side="right"))  # the best negative that must not pass
+                limit = values[order[first]] if first < len(order) else -np.inf
+                out[f"sensitivity {rate:g} {name}"] = float((own > limit).mean())
+    return out
+
+
+def plda(bank: Bank, centre: Array) -> Score:
+    """Log-likelihood ratio of "same class" of two vectors (Ioffe 2006): flat scatter between classes, shrunk scatter within."""
+    x = bank.features - centre
+    means = np.stack([x[bank.label == i].mean(0) for i in range(len(bank.classes))])
+    f, inside = x.shape[1], x - means[bank.label]
+    within = inside.T @ inside / len(x)
+    flat = np.trace(within) / f
+    values, axes = np.linalg.eigh((1 - SHRINK) * within + SHRINK * flat * np.eye(f))
+    between = float(means.var(0).sum() / f)
+    total = between + values
+    joint = total - between**2 / total  # variance of one coordinate, given the other vector's
+
+    def rate(exemplar: Array, queries: Array) -> Array:
+        e, q = (exemplar - centre) @ axes, (queries - centre) @ axes
+        given = e * (between / total)
+        return np.asarray(0.5 * (q**2 / total - (q - given) ** 2 / joint).sum(1))
+
+    return rate
+
+
+def logistic(bank: Bank, centre: Array, others: Sequence[int]) -> Score:
+    """One positive against the bank's samples of the same kind of picture, classes balanced, C = 1, on centred unit vectors."""
+    negatives = unit(bank.features[np.isin(bank.label, list(others))] - centre)
+    truth = np.arange(len(negatives) + 1) == 0
+
+    def rate(exemplar: Array, queries: Array) -> Array:
+        made = LogisticRegression(class_weight="balanced", max_iter=300)
+        made.fit(np.vstack([unit(exemplar - centre), negatives]), truth)
+        return np.asarray(made.decision_function(unit(queries - centre)))
+
+    return rate
+
+
+@dataclass(frozen=True)
+class World:
+    """rows: pictures whose features are known; queries: one of them for each lesion. Rows of `test` classes come first."""
+
+    pictures: Pictures
+    test: tuple[str, ...]
+    rows: Array
+    features: dict[int, Array]
+    queries: Array
+
+    @classmethod
+    def of(cls, release: Release, pictures: Pictures, test: Sequence[str], out: Path, seed: int) -> "World":
+        own, others = pictures.of(test), pictures.others(test, trained=False)
+        rows = np.concatenate([own, others])
+        found = dict(zip(rows.tolist(), base_features(release, pictures, rows, out), strict=True))
+        return cls(
+            pictures, tuple(test), own, found, np.concatenate([pictures.one_each(own, _random(seed, 0)), others])
+        )
+
+    def exemplars(self, disease: str, count: int, random: np.random.Generator) -> list[int]:
+        """Pictures of different lesions first, then further pictures of the same."""
+        rows = self.rows[self.pictures.label[self.rows] == disease]
+        first = self.pictures.one_each(rows, random)
+        order = [*random.permutation(first), *random.permutation(np.setdiff1d(rows, first))]
+        return [int(r) for r in order[:count]]
+
+    def asked(self, exemplar: int) -> Array:
+        """The queries without the exemplar's own lesion."""
+        return self.queries[self.pictures.lesion[self.queries] != self.pictures.lesion[exemplar]]
+
+    def stack(self, rows: Sequence[int]) -> Array:
+        return np.stack([self.features[int(r)] for r in rows])
+
+
+def _random(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def peers(ours: Ours, others: Sequence[int]) -> dict[str, Score]:
+    """Every method but ours, on the same features. others: bank classes that are negatives."""
+    s = ours.synthesizer
+    return {
+        "cosine": lambda e, q: unit(q) @ unit(e),
+        "centred": lambda e, q: unit(q - s.centre) @ unit(e - s.centre),
+        "plda": plda(s.bank, s.centre),
+        "logistic": logistic(s.bank, s.centre, others),
+    }
+
+
+def alone(ours: Ours, plain: Ours | None, world: World, count: int, level: float, seed: int) -> dict[str, Any]:
+    """The exemplar alone: every measure of every exemplar, and the decisions of ours. plain: ours without text."""
+    label, out = world.pictures.label, dict[str, Any]()
+    for place, disease in enumerate(world.test):
+        values: dict[str, dict[str, list[float]]] = {m: {} for m in METHODS}
+        decided: list[dict[str, Any]] = []
+        rate: dict[str, Score] = {}
+        chosen = world.exemplars(disease, count, _random(seed, 1, place))
+        for e in chosen:
+            made = ours.compose({disease: [e]})
+            rate = rate or peers(ours, made.others)
+            rows = world.asked(e)
+            logits = ours.logits(made, rows.tolist(), [disease])
+            queries, kind = world.stack(rows), label[rows]
+            scores = {OURS: score(logits, 1)[:, 0], **{m: r(world.features[e], queries) for m, r in rate.items()}}
+            scores[NO_RIVALS] = logits[:, 0]
+            if made.body is None:
+                length = np.linalg.norm(queries - ours.synthesizer.centre, axis=1, keepdims=True)
+                scores[NO_LENGTH] = score(logits / length, 1)[:, 0]
+            if plain:
+                scores[NO_TEXT] = score(plain.logits(plain.compose({disease: [e]}), rows.tolist(), [disease]), 1)[:, 0]
+            for m, s in scores.items():
+                for k, v in ranked(s, kind, disease, world.test).items():
+                    values[m].setdefault(k, []).append(v)
+            decided.append(_decisions(ours, made, logits, kind, disease, level))
+        out[disease] = {"exemplars": len(chosen), "methods": values, "decisions": decided}
+        print(f"{disease}: {len(chosen)} exemplars", flush=True)
+    return out
+
+
+def _decisions(ours: Ours, made: Any, logits: Array, kind: Array, disease: str, level: float) -> dict[str, Any]:
+    """What the classifier would say, threshold and all, of each true class."""
+    s = ours.synthesizer
+    d = calibrate(s.judged(made), level)[0].decide(logits)
+    outputs = [disease, *(s.bank.classes[i].id for i in made.beside)]
+    right = np.array([outputs[o] for o in d.output]) == kind
+    answered = ~d.none
+    known = np.isin(kind, outputs)
+    return {
+        "accepted": {str(c): float(d.accepted[kind == c].mean()) for c in np.unique(kind)},
+        "none": {str(c): float(d.none[kind == c].mean()) for c in np.unique(kind)},
+        "outputs": sorted(set(outputs) & set(kind.tolist())),
+        "answered": float(answered[known].mean()),
+        "right of answered": float(right[known & answered].mean()) if (known & answered).any() else 0.0,
+    }
+
+
+def shares(world: World, random: np.random.Generator) -> tuple[dict[str, list[list[str]]], set[str]]:
+    """Half of each disease's lesions dealt to six sites, Dirichlet(0.5): disease -> lesions of each site; and all of them."""
+    out, given = {}, set[str]()
+    for disease in world.test:
+        lesions = np.unique(world.pictures.lesion[world.rows[world.pictures.label[world.rows] == disease]])
+        half = random.permutation(lesions)[: len(lesions) // 2]
+        site = random.choice(SITES, len(half), p=random.dirichlet(np.full(SITES, SPREAD)))
+        out[disease] = [[str(n) for n in half[site == s]] for s in range(SITES)]
+        given |= set(half.tolist())
+    return out, given
+
+
+def exact_sums(
+    world: World, memory: Memory, held: Mapping[str, Sequence[Sequence[str]]], ids: Mapping[str, str]
+) -> list[tuple[Array, Array]]:
+    """Each site's sum of its patients' records, without noise. A lesion stands for a patient: the mean over its pictures."""
+    sums = []
+    for s in range(SITES):
+        rows, counts = np.zeros(memory.total.shape), np.zeros(len(memory.ids))
+        for disease, sites in held.items():
+            place = memory.ids.index(ids[disease])
+            for lesion in sites[s]:
+                mine = world.rows[world.pictures.lesion[world.rows] == lesion]
+                r, n = record(memory.coordinates, {place: world.stack(mine).mean(0)}, len(memory.ids))
+                rows, counts = rows + r, counts + n
+        sums.append((rows, counts))
+    return sums
+
+
+def noised(
+    sums: Sequence[tuple[Array, Array]], memory: Memory, epsilon: float | None, random: np.random.Generator
+) -> Memory:
+    """The pooled memory when every site adds Gaussian noise for (epsilon, 1e-5); none for no noise."""
+    sigma = noise_multiplier(epsilon, DELTA, 1) if epsilon else 0.0
+    sent = [
+        Contribution(
+            rows + sigma * random.normal(size=rows.shape), counts + sigma * random.normal(size=counts.shape), sigma
+        )
+        for rows, counts in sums
+    ]
+    return pool(memory.coordinates, memory.ids, sent)
+
+
+def elsewhere(ours: Ours, world: World, count: int, splits: int, draws: int, seed: int) -> list[dict[str, Any]]:
+    """Exemplars of the other half, with a row of the class memory: one entry for each split, arm, draw and disease."""
+    s, label, lesion, out = ours.synthesizer, world.pictures.label, world.pictures.lesion, []
+    ids = {d: entry.id for d in world.test if (entry := s.catalogue.find(d)) and entry.id in s.memory.ids}
+    if set(ids) != set(world.test):
+        return []
+    empty = Memory.empty(s.memory.coordinates, s.memory.ids)
+    for split in range(splits):
+        held, given = shares(world, _random(seed, 2, split))
+        sums = exact_sums(world, s.memory, held, ids)
+        tested = world.queries[~np.isin(lesion[world.queries], list(given))]
+        chosen = {d: _random(seed, 3, split).permutation(tested[label[tested] == d])[:count] for d in world.test}
+        arms: list[tuple[str, int, Memory]] = [("no row", 0, empty)]
+        for arm, epsilon in enumerate(EPSILONS):
+            for draw in range(draws if epsilon else 1):
+                memory = noised(sums, s.memory, epsilon, _random(seed, 4, split, arm, draw))
+                arms.append((f"epsilon {epsilon:g}" if epsilon else "no noise", draw, memory))
+        for name, draw, memory in arms:
+            for disease, exemplars in chosen.items():
+                found: dict[str, list[float]] = {}
+                for e in exemplars.tolist():
+                    rows = tested[tested != e]
+                    made = ours.compose({disease: [e]}, memory=memory)
+                    scores = score(ours.logits(made, rows.tolist(), [disease]), 1)[:, 0]
+                    for k, v in ranked(scores, label[rows], disease, world.test).items():
+                        found.setdefault(k, []).append(v)
+                patients = [len(site) for site in held[disease]]
+                means = {k: float(np.mean(v)) for k, v in found.items()}
+                worth = memory.worth(memory.ids.index(ids[disease]))
+                out.append(
+                    {"split": split, "arm": name, "draw": draw, "disease": disease, "exemplars": len(exemplars)}
+                    | {"patients": patients, "worth": worth, **means}
+                )
+        print(f"split {split}: {sum(map(len, chosen.values()))} exemplars, {len(arms)} memories", flush=True)
+    return out
+
+
+def run(
+    data: Path,
+    out: Path,
+    test: Sequence[str] = ("akiec", "df", "vasc"),
+    exemplars: int = 200,
+    splits: int = 3,
+    draws: int = 2,
+    level: float = FALSE_ALARMS,
+    seed: int = 0,
+    release: Release | None = None,
+) -> dict[str, Any]:
+    """Measure and write `results.json` and `results.md` in `out`. exemplars: of each disease, where there are as many.
+
+    Raises InputError for data without the classes, or for a single class.
+    """
+    if len(test) < 2:
+        raise InputError("at least two are needed", where="--meta-test")
+    if min(exemplars, splits, draws) < 2:
+        raise InputError("must be at least 2", where="--exemplars, --splits, --draws")
+    start = time.perf_counter()
+    release, pictures = release or shipped_release(), read_pictures(data)
+    out.mkdir(parents=True, exist_ok=True)
+    world = World.of(release, pictures, test, out, seed)
+    ours = Ours(release, pictures, world.features)
+    told = "text" in release.manifest.architecture.learned
+    plain = Ours(without(release, "text"), pictures, world.features) if told else None
+    values = alone(ours, plain, world, exemplars, level, seed)
+    cells = elsewhere(ours, world, exemplars, splits, draws, seed)
+    kinds, counts = np.unique(pictures.label[world.queries], return_counts=True)
+    results = {
+        "release": release.sha256,
+        "learned": list(release.manifest.architecture.learned),
+        "data": {"file": data.name, "sha256": pictures.digest},
+        "seed": seed,
+        "level": level,
+        "queries": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),
+        "exemplars": {d: v["exemplars"] for d, v in values.items()},
+        **summary(values),
+        "memory": {
+            "sites": SITES,
+            "dirichlet": SPREAD,
+            "delta": DELTA,
+            "splits": splits,
+            "draws": draws,
+            "cells": cells,
+        },
+        "memory arms": memory_summary(cells) if cells else {},
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
+    write_atomic(out / "results.md", report(results).encode())
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m bench.one_exemplar", description=__doc__.splitlines()[0])
+    p.add_argument("--data", type=Path, required=True, help="zip or folder of class folders")
+    p.add_argument("--meta-test", default="akiec,df,vasc", help="diseases that no training has seen")
+    p.add_argument("--exemplars", type=int, default=200, help="of each disease, where there are as many pictures")
+    p.add_argument("--splits", type=int, default=3, help="into lesions of the sites and tested lesions")
+    p.add_argument("--draws", type=int, default=2, help="of the noise, for each split and epsilon")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
+    a = p.parse_args(argv)
+    try:
+        with threadpool_limits(1):  # many small products: more threads only wait for each other
+            run(a.data, a.out, a.meta_test.split(","), a.exemplars, a.splits, a.draws, seed=a.seed)
+    except SgpsError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print((a.out / "results.md").read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""A release's own synthesis, run on features that are known already: the same code, without encoding a picture twice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.pictures import Pictures
+from sgps.encoders import ImageEncoder
+from sgps.memory import Memory
+from sgps.rehearsal import rehearse
+from sgps.release import Release
+from sgps.synthesis import Composition, Synthesizer
+from sgps.text import TextEncoder
+
+Array = NDArray[Any]
+
+
+class _Rows:
+    """An image encoder whose pictures are row numbers of `pictures`; features: [rows, f] under the base."""
+
+    def __init__(self, encoder: ImageEncoder, pictures: Pictures, features: Mapping[int, Array]) -> None:
+        self.encoder, self.pictures, self.known, self.target = encoder, pictures, features, encoder.target
+
+    def features(self, rows: Sequence[int], views: int | None = None, body: Any = None) -> Array:
+        if body is None:
+            return np.stack([self.known[int(r)] for r in rows])
+        return self.encoder.features([self.pictures.image(int(r)) for r in rows], views, body)
+
+
+class _Texts:
+    """A text encoder that embeds every text once."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder, self.known = encoder, dict[str, Array]()
+
+    def embed(self, texts: Sequence[str]) -> Array:
+        for text in texts:
+            if text not in self.known:
+                self.known[text] = self.encoder.embed([text])[0]
+        return np.stack([self.known[t] for t in texts])
+
+
+def without(release: Release, *parts: str) -> Release:
+    """The release with these learned parts switched off."""
+    a = release.manifest.architecture
+    a = a.model_copy(update={"learned": tuple(p for p in a.learned if p not in parts)})
+    return replace(release, manifest=release.manifest.model_copy(update={"architecture": a}))
+
+
+class Ours:
+    """`Synthesizer` of a release on rows of `pictures`, whose base features are known."""
+
+    def __init__(self, release: Release, pictures: Pictures, features: Mapping[int, Array]) -> None:
+        self.synthesizer = s = Synthesizer(release)
+        s.encoder = _Rows(s.encoder, pictures, features)
+        s.text = _Texts(s.text)
+        self._temperatures: dict[tuple[Any, ...], float] = {}
+
+    def text(self, label: str) -> str:
+        """The catalogue's clinical text, or the label itself for a class that the catalogue does not know."""
+        entry = self.synthesizer.catalogue.find(label)
+        return entry.text if entry else label.replace("_", " ")
+
+    def compose(
+        self,
+        exemplars: Mapping[str, Sequence[int]],
+        texts: Mapping[str, str] | None = None,
+        memory: Memory | None = None,
+    ) -> Composition:
+        """Exemplars are row numbers; texts are the catalogue's unless given."""
+        said = {label: self.text(label) for label in exemplars} | dict(texts or {})
+        return self.synthesizer.compose(exemplars, said, memory=memory)
+
+    def logits(self, made: Composition, rows: Sequence[int], order: Sequence[str]) -> Array:
+        """[rows, N] float64; the columns of the named diseases in this order, then the rivals."""
+        features = self.synthesizer.encoder.features(rows, body=made.body)
+        out = np.asarray(features @ made.weight.numpy().T + made.bias.numpy(), np.float64)
+        named = [next(i for i, d in enumerate(made.asked) if d.key == key) for key in order]
+        return out[:, [*named, *range(len(made.asked), out.shape[1])]]
+
+    def temperature(self, made: Composition) -> float:
+        """Of the softmax between several diseases, from the release's own rehearsal on public classes."""
+        judged = self.synthesizer.judged(made)
+        key = (judged.named, round(judged.shots), judged.domain)  # all that a rehearsal depends on
+        if key not in self._temperatures:
+            self._temperatures[key] = rehearse(judged).temperature
+        return self._temperatures[key]

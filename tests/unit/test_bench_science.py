@@ -1,0 +1,246 @@
+"""The benches on a few drawn pictures and the small release: same episodes, same code as the product, figures that add up."""
+
+import io
+import json
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a package that is installed
+
+from bench import fewshot, one_exemplar
+from bench.figures import brier, compared, ece, holm
+from bench.peers import HEADS, Public, tuned
+from bench.pictures import read_pictures
+from bench.shipped import Ours
+from sgps.encoders import ImageEncoder
+from sgps.episodes import Interval, read_episodes
+from sgps.errors import InputError
+from sgps.memory import Memory
+from sgps.pretrain.frozen import HELD_OUT, TEST, frozen_episodes
+from sgps.synthesis import synthesize
+
+DISEASES = {"akiec": 700, "df": 701, "vasc": 702}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, drawn):
+    """Eight lesions of each of three diseases, the first with two pictures, and six of another class."""
+    path = tmp_path_factory.mktemp("data") / "drawn.zip"
+    rows = ["image_id,lesion_id,dx"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, profile in {**DISEASES, "wart": 703}.items():
+            lesions = [*range(8), 0] if name in DISEASES else range(6)
+            for place, (lesion, image) in enumerate(zip(lesions, drawn(profile, 0, len(lesions)), strict=True)):
+                packed = io.BytesIO()
+                image.save(packed, "PNG")
+                archive.writestr(f"{name}/{name}-{place}.png", packed.getvalue())
+                rows.append(f"{name}-{place},{name}-{lesion},{name}")
+        archive.writestr("table.csv", "\n".join(rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures(data):
+    return read_pictures(data)
+
+
+@pytest.fixture(scope="module")
+def known(pictures, small_release):
+    rows = np.arange(len(pictures.name))
+    features = ImageEncoder(small_release()).features([pictures.image(r) for r in rows])
+    return dict(zip(rows.tolist(), features, strict=True))
+
+
+def test_a_folder_is_read_like_the_zip_of_it(pictures, data, tmp_path):
+    with zipfile.ZipFile(data) as archive:
+        archive.extractall(tmp_path)
+    folder = read_pictures(tmp_path)
+    for column in ("name", "label", "lesion"):
+        assert getattr(folder, column).tolist() == getattr(pictures, column).tolist()
+    assert folder.sha256(3) == pictures.sha256(3) and len(folder.digest) == 64
+
+
+def test_pictures_know_their_lesions(pictures):
+    assert len(pictures.name) == 33 and len(set(pictures.lesion.tolist())) == 30
+    assert pictures.others(list(DISEASES), trained=False).tolist() == np.flatnonzero(pictures.label == "wart").tolist()
+    assert not len(pictures.others(list(DISEASES), trained=True))
+    assert not len(pictures.others([*DISEASES, "wart"], trained=False))
+    with pytest.raises(InputError, match="nv"):
+        pictures.of(["nv"])
+
+
+@pytest.mark.parametrize("learned", [(), ("body", "head", "text")])
+def test_ours_is_what_the_product_writes(pictures, known, small_release, learned):
+    release = small_release(learned)
+    ours, names = Ours(release, pictures, known), ["df", "akiec"]
+    rows = {n: np.flatnonzero(pictures.label == n)[:2].tolist() for n in names}
+    made = ours.compose(rows)
+    c = synthesize({n: [pictures.image(r) for r in rows[n]] for n in names}, {}, release)
+    query = [5, 20]
+    logits = ours.logits(made, query, names)
+    told = c.predict([pictures.image(r) for r in query])
+    assert np.allclose(logits, [[p.scores[n] for n in names] for p in told], atol=2e-3)
+    assert ours.temperature(made) == pytest.approx(c.record.calibration.temperature)
+
+
+def test_fewshot_gives_every_method_the_same_episodes(data, small_release, tmp_path):
+    chosen = [
+        "ours",
+        "ours-no-text",
+        "ours-other-text",
+        "ours-no-body",
+        "prototype-centred",
+        "ridge",
+        "knn",
+    ]
+
+    def run(out, methods):
+        return fewshot.run(data, list(DISEASES), [2], [1, 3], 6, out, methods, queries=4, release=small_release())
+
+    r = run(tmp_path / "a", chosen)
+    sets = read_episodes(tmp_path / "a" / "episodes.json.gz")["test"]
+    for e in sets.episodes:
+        for index in e.index:
+            assert len(set(sets.lesion[index.ravel()].tolist())) == index.size
+    ours = r["methods"]["ours"]
+    centred = r["methods"]["prototype-centred"]
+    assert ours["2w1s"]["episodes"] == centred["2w1s"]["episodes"]  # no part is learned: the same rule
+    assert r["left out"] == ["ours-no-body"] and r["ours minus"]["ours-no-text 2w3s"]["ours"] == "tie"
+    for by in r["methods"].values():
+        for one in by.values():
+            assert one["accuracy"]["mean"] == pytest.approx(one["balanced accuracy"]["mean"])
+            assert 0 <= one["ece"] <= 1 and one["recall"][one["worst class"]] == min(one["recall"].values())
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["methods"] == r["methods"]
+    assert "ridge probe" in (tmp_path / "a" / "results.md").read_text()
+    again = run(tmp_path / "a", ["knn"])
+    assert all(again["methods"][m] == r["methods"][m] for m in ("ours", "knn")) and again["episodes"] == r["episodes"]
+
+
+def test_fewshot_refuses_what_it_does_not_know(data, small_release, tmp_path):
+    with pytest.raises(InputError, match="magic"):
+        fewshot.run(data, ["df", "vasc"], [2], [1], 5, tmp_path, ["magic"], release=small_release())
+    command = ["--data", str(data), "--meta-test", "df,vasc", "--ways", "2", "--shots", "9", "--out", str(tmp_path)]
+    assert fewshot.main(command) == 2
+
+
+def test_canonical_episodes_are_the_frozen_ones(shared_data, tmp_path):
+    pictures = read_pictures(shared_data / "ham10000_200x150.zip")
+    test = ["akiec", "df", "vasc"]
+    rows, frozen = pictures.of(test), frozen_episodes()[TEST]
+    assert pictures.name[rows].tolist() == frozen.name.tolist()
+    made = fewshot.sample_episodes(pictures.label[rows], pictures.lesion[rows], test, 3, 5)
+    same = next(e for e in frozen.episodes if (e.ways, e.shots) == (3, 5))
+    assert np.array_equal(np.sort(made.index[:, :, :5], 2), same.index[:, :, :5])
+    held, trained = (set(pictures.lesion[pictures.others(test, trained=t)].tolist()) for t in (False, True))
+    assert held and trained and not held & trained
+    other = frozen_episodes()[HELD_OUT]  # of nv another sample of 250
+    assert set(other.lesion[other.label != "nv"].tolist()) == {
+        n for n in held if n in set(pictures.lesion[pictures.label != "nv"].tolist())
+    }
+
+
+def test_one_exemplar(data, small_release, tmp_path):
+    r = one_exemplar.run(
+        data, tmp_path, list(DISEASES), exemplars=2, splits=2, draws=2, level=0.2, release=small_release()
+    )
+    assert set(r["methods"]) == set(one_exemplar.METHODS) - {one_exemplar.NO_TEXT}
+    assert r["exemplars"] == {d: 2 for d in DISEASES}
+    assert r["queries"] == {"akiec": 8, "df": 8, "vasc": 8, "wart": 6}
+    for d in DISEASES:
+        assert set(r["decisions"][d]["accepted"]) == set(r["queries"]) and r["decisions"][d]["none of known"] <= 1
+    arms = r["memory arms"]
+    assert [arms[a]["runs"] for a in ("no row", "no noise", "epsilon 8", "epsilon 3", "epsilon 1")] == [2, 2, 4, 4, 4]
+    assert arms["no row"]["auroc other"]["kept"] == 0 and arms["no noise"]["auroc other"]["kept"] in (0, 1)
+    assert all(sum(c["patients"]) == 4 and len(c["patients"]) == 6 for c in r["memory"]["cells"])
+    worth = {a: [c["worth"] for c in r["memory"]["cells"] if c["arm"] == a] for a in arms}
+    assert (
+        not any(worth["no row"]) and min(worth["no noise"]) > 1 and not any(worth["epsilon 1"])
+    )  # four patients are too few
+    text = (tmp_path / "results.md").read_text()
+    assert "conformal threshold" in text and "epsilon 3" in text
+
+
+def test_a_row_without_noise_is_the_mean_of_the_patients(pictures, known, small_release):
+    memory = Memory.empty(small_release().memory().coordinates, small_release().manifest.classes)
+    rows = pictures.of(list(DISEASES))
+    world = one_exemplar.World(pictures, tuple(DISEASES), rows, known, rows)
+    held, given = one_exemplar.shares(world, np.random.default_rng(0))
+    assert len(given) == 12 and all(sum(map(len, sites)) == 4 for sites in held.values())
+    sums = one_exemplar.exact_sums(world, memory, held, {d: d for d in DISEASES})
+    exact = one_exemplar.noised(sums, memory, None, np.random.default_rng(0))
+    place = memory.ids.index("df")
+    by_site = [
+        [world.stack(rows[pictures.lesion[rows] == n]).mean(0) - memory.coordinates.mean for n in site]
+        for site in held["df"]
+    ]
+    z = [np.array(s) @ memory.coordinates.directions.T for s in by_site if s]
+    z = [x / np.maximum(1, np.linalg.norm(x, axis=1, keepdims=True) / memory.coordinates.radius) for x in z]
+    weight = [len(x) for x in z]
+    expected = sum(w * x.sum(0) for w, x in zip(weight, z, strict=True)) / sum(
+        w * len(x) for w, x in zip(weight, z, strict=True)
+    )
+    assert np.allclose(exact.row(place), expected, atol=1e-4)
+    noisy = [one_exemplar.noised(sums, memory, e, np.random.default_rng(1)) for e in (8.0, 1.0)]
+    off = [np.linalg.norm(m.total[place] - exact.total[place]) for m in noisy]
+    assert off[0] < off[1]
+
+
+def test_ranking_weighs_classes_alike():
+    label = np.array(["a"] * 4 + ["b"] * 2 + ["c"] * 100)
+    scores = np.concatenate([[4, 3, 2, 1], [5, 5], np.zeros(100)])
+    found = one_exemplar.ranked(scores, label, "a", ["a", "b"])
+    assert found["auroc other"] == 0 and found["auroc all"] == 0.5
+    assert found["sensitivity 0.1 all"] == 0
+    scores[4] = scores[5] = 2.5
+    assert one_exemplar.ranked(scores, label, "a", ["a", "c"])["sensitivity 0.05 other"] == 1
+    assert one_exemplar.ranked(scores, label, "a", ["a", "b"])["sensitivity 0.05 all"] == 0.5
+
+
+def test_plda_is_the_likelihood_ratio():
+    random, label = np.random.default_rng(0), np.repeat(np.arange(6), 20)
+    x = (3 * random.normal(size=(6, 4)))[label] + random.normal(size=(120, 4)) * [1, 2, 1, 0.5]
+    bank, centre = SimpleNamespace(features=x, label=label, classes=range(6)), x.mean(0)
+    means = np.stack([x[label == i].mean(0) for i in range(6)])
+    within = np.cov((x - means[label]).T, bias=True)
+    within = (1 - one_exemplar.SHRINK) * within + one_exemplar.SHRINK * np.trace(within) / 4 * np.eye(4)
+    between = means.var(0).mean() * np.eye(4)
+    one = multivariate_normal(np.zeros(4), between + within)
+    two = multivariate_normal(np.zeros(8), np.block([[between + within, between], [between, between + within]]))
+    e, q = x[0], x[1:40]
+    pairs = np.hstack([np.tile(e - centre, (len(q), 1)), q - centre])
+    expected = two.logpdf(pairs) - one.logpdf(e - centre) - one.logpdf(q - centre)
+    off = one_exemplar.plda(bank, centre)(e, q) - expected
+    assert np.allclose(off, off[0])
+
+
+def test_heads_answer_an_easy_task():
+    random, label = np.random.default_rng(0), np.repeat(np.arange(5), 12)
+    centres = 4 * random.normal(size=(5, 20))
+    public = Public(centres[label] + random.normal(size=(60, 20)), label)
+    support, queries = (np.stack([c + random.normal(size=(n, 20)) for c in centres[:3]]) for n in (2, 6))
+    truth = np.repeat(np.arange(3), 6)
+    for heads in HEADS.values():
+        head, temperature = tuned(heads, public, 3, 2)
+        scores = head(support, queries.reshape(-1, 20))
+        assert (scores.argmax(1) == truth).mean() > 0.9 and temperature > 0
+        two = head(support[:2], queries[:2].reshape(-1, 20))
+        assert (two.argmax(1) == truth[:12]).mean() > 0.9
+    assert tuned(HEADS["ridge"], Public(public.features[:4], label[:4]), 3, 2) == (HEADS["ridge"][0], 1.0)
+
+
+def test_figures_by_hand():
+    p, truth = np.array([[0.8, 0.2], [0.4, 0.6]]), np.array([0, 0])
+    assert brier(p, truth) == pytest.approx((0.08 + 0.72) / 2)
+    assert ece(np.array([0.8, 0.6]), np.array([True, False])) == pytest.approx((0.2 + 0.6) / 2)
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    found = compared(
+        {"x": Interval(0.1, 0.02), "y": Interval(-0.1, 0.02), "z": Interval(0.01, 0.02), "w": Interval(0.0, 0.0)}
+    )
+    assert [found[k]["ours"] for k in "xyzw"] == ["better", "worse", "tie", "tie"]
