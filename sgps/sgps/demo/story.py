@@ -45,7 +45,7 @@ def run(out: Path, data: Path | None, diseases: str | None, epsilon: float, exem
     chosen = _three(diseases)
     _fresh(out)
     say(f"dealing the patients of {data.name if data else 'drawn lesions'} to three sites")
-    world = build(out / "data", data, chosen, seed)
+    world = build(out.resolve() / "data", data, chosen, seed)  # site.yaml is read in another folder
     commands = Commands(out.resolve())
     say("a coordinator and three sites: keys are born at each site, requests signed, kits installed")
     home = enrol(commands, world, epsilon, SLOTS)
