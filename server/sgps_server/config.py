@@ -86,6 +86,8 @@ class Folder:
             raise InputError(
                 "no such file", where=config, do="make a federation with `sgps-server init` or name one with --config"
             )
+        if config.name != "federation.yaml":
+            raise InputError("is not a federation.yaml", where=config, do="each federation folder has one of that name")
         return cls(config.resolve().parent)
 
     @property

@@ -56,7 +56,7 @@ limits:                   # the site's own: a plan beyond them is refused before
 #   - name: first
 #     images: images      # a folder or zip of pictures, with `table`; or one of class folders
 #     table: table.csv
-#     unit_column: lesion_id       # the column that names the patient
+#     unit_column: patient_id      # the column that names the patient: the unit that is protected
 #     image_column: image_id
 #     label_column: dx
 #     budget:

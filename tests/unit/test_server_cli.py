@@ -123,3 +123,11 @@ def test_the_whole_coordinator_runs_without_torch() -> None:
         [sys.executable, "-c", code], env=fed.environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_another_settings_file_is_refused_instead_of_ignored(centre: Path) -> None:
+    other = centre / "other.yaml"
+    other.write_text("quorum: yes\n")
+    result = CliRunner().invoke(app, ["status", "--config", str(other)])
+    assert "is not a federation.yaml" in str(result.exception)
+    other.unlink()
