@@ -276,9 +276,9 @@ class Synthesizer:
                 raise InputError(f"is the same disease as {twin}", where=key, do="give their pictures under one name")
             text = (texts.get(key) or (entry.text if entry else "")).strip()
             if not text:
-                raise InputError(
-                    "is not in the catalogue and has no clinical text", where=key, do="describe it in a sentence"
-                )
+                near = ", ".join(f"{e.name} ({e.id})" for e in self.catalogue.nearest(key, _NEAREST))
+                do = f"describe it in a sentence; nearest entries: {near}"
+                raise InputError("is not in the catalogue and has no clinical text", where=key, do=do)
             patients = np.asarray(own.get(key, np.zeros((0, self.encoder.target.width))))
             if patients.ndim != 2 or patients.shape[1] != self.encoder.target.width or not np.isfinite(patients).all():
                 raise InputError("are not features of this release's base network", where=f"own patients of {key}")
