@@ -23,7 +23,7 @@ from sgps.release import Release
 from sgps_client import approval, log
 from sgps_client.config import Site
 from sgps_client.records import Record, cohort_of, prepared
-from sgps_client.rules import CLOCK_SLACK, Arrays, check, here, opened
+from sgps_client.rules import CLOCK_SLACK, MOST_WAIT, Arrays, check, here, opened
 from sgps_client.seen import Seen
 from sgps_client.store import Store
 from sgps_privacy import accountant, egress, statement
@@ -76,7 +76,7 @@ def _wait(plan: Plan) -> None:
     """Until `answer_at`. Who missed it waits for the next of the moments that follow every LATE seconds: the noised sum takes as
     long as there are patients, and a plan can be timed so that it ends late."""
     now = time.time()
-    if plan.issued - CLOCK_SLACK <= now <= plan.deadline:
+    if plan.issued - CLOCK_SLACK <= now <= plan.deadline and plan.answer_at - now <= MOST_WAIT:
         missed = max(0, math.ceil((now - plan.answer_at) / LATE))
         time.sleep(max(0.0, plan.answer_at + missed * LATE - now))
 

@@ -18,6 +18,7 @@ from sgps_privacy.terms import Terms
 
 Arrays = Mapping[str, NDArray[Any]]
 CLOCK_SLACK = 300.0  # seconds that a plan may seem to come from the future
+MOST_WAIT = 7 * 86400.0  # seconds that an order may hold a site until it answers
 ARRAY_BYTES = 64 << 20
 
 
@@ -44,6 +45,10 @@ def check(site: Site, plan: Plan, arrays: Arrays, release: Release | None, last_
     _rule(config.role == "contribute", "plan_site", "this site only receives")
     _rule(site.name in plan.sites, "plan_site", "this site is not in the round")
     _rule(plan.issued - CLOCK_SLACK <= now <= plan.deadline, "plan_time", _clock(plan, now))
+    days = (plan.answer_at - now) / 86400
+    _rule(
+        plan.answer_at - now <= MOST_WAIT, "plan_time", f"the plan asks for its answer in {days:.0f} days: ask for less"
+    )
     _rule(plan.round >= last_round, "plan_round", f"round {last_round} is known already")
     _rule(
         code in plan.code,

@@ -44,7 +44,7 @@ class Federation(Settings):
     quorum: Annotated[int, Field(ge=1, le=10_000)]
     wait_for: Annotated[int, Field(ge=1, le=10_000)] | None = None
     patience: Seconds = 60.0
-    answer_after: Seconds = 60.0
+    answer_after: Annotated[float, Field(gt=0, le=7 * 86400)] = 60.0  # a site waits for no more than that
     deadline_after: Seconds = 600.0
     attempts: Annotated[int, Field(ge=1, le=1000)] = 5
     most_patients: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000

@@ -144,10 +144,11 @@ def _statement(text: str, signature: str, key: str) -> dict[str, Any]:
 def _check_statement(
     found: Mapping[str, Any], plan: Plan, terms: Terms, shapes: Mapping[str, tuple[int, ...]], code: str
 ) -> None:
-    """It speaks of this plan, and epsilon and mu follow from the facts in it."""
+    """It speaks of this plan, and every figure in it follows from the facts in it."""
+    numbers = sum(math.prod(s) for s in shapes.values())
     facts = {
         "kind": terms.kind, "sigma": terms.sigma, "q": terms.q, "steps": terms.steps, "clip": terms.clip,
-        "denominator": terms.denominator, "numbers": sum(math.prod(s) for s in shapes.values()), "plan_hash": plan.sha256(),
+        "groups": len(terms.clips), "denominator": terms.denominator, "numbers": numbers, "plan_hash": plan.sha256(),
         "code_hash": code,
     }  # fmt: skip
     if (
@@ -161,12 +162,23 @@ def _check_statement(
             e.q < 1 for e in events
         ):  # no plan here samples, and the accountant of such events takes any memory and time
             raise Rejected("statement_facts")
-        mu = accountant.equivalent_mu(events, found["delta"])
-        epsilon = accountant.epsilon(events, found["delta"])
+        again = statements.statement(
+            terms, events, delta=found["delta"], cap=found["cap_epsilon"], numbers=numbers, code_hash=code,
+            plan_hash=plan.sha256(),
+        )  # fmt: skip
     except PrivacyError:
         raise Rejected("statement_facts") from None
-    if (
-        not math.isclose(mu, found["mu"], rel_tol=1e-6)
-        or not epsilon * (1 - 1e-6) <= found["epsilon"] <= epsilon * 1.01
+    if not all(_agree(name, found[name], value) for name, value in again.items()) or (
+        not accountant.epsilon(events, found["delta"]) <= found["cap_epsilon"] * (1 + 1e-6)
     ):
         raise Rejected("statement_figures")
+
+
+def _agree(name: str, stated: Any, value: Any) -> bool:
+    """Whether a site states what this end computes. The column that names the patient is the site's own, and so is the version of
+    its accountant."""
+    if name == "unit":
+        return True
+    if name == "accountant":
+        return bool(stated.partition("(")[2] == value.partition("(")[2])
+    return math.isclose(stated, value, rel_tol=1e-6) if isinstance(value, float) else bool(stated == value)

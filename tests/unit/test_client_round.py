@@ -20,7 +20,7 @@ from sgps.errors import InputError, RefusedError
 from sgps.memory import COUNTS, ROWS, record
 from sgps.plan import arrays_sha256
 from sgps.signing import public_pem
-from sgps_client import approval, officer, records
+from sgps_client import approval, officer, records, rules
 from sgps_client import round as rounds
 from sgps_client.enrolment import load_key
 from sgps_client.round import RoundFailed, answer, open_ledger
@@ -272,6 +272,17 @@ def test_who_missed_answer_at_answers_at_a_moment_that_no_record_decides(
         patch.setattr(time, "sleep", slept.append)
         REAL_WAIT(plan)
     assert slept == [pytest.approx(moment - late, abs=1e-3)]
+
+
+@pytest.mark.usefixtures("no_record")
+def test_no_order_parks_a_site_for_weeks(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal does not wait either for a moment that is too far away."""
+    monkeypatch.setattr(rounds, "_wait", REAL_WAIT)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
+    far = time.time() + rules.MOST_WAIT + 60
+    assert ask(bench, bench.plan(answer_at=far, deadline=far + 1)).status == "plan_time"
+    assert ask(bench, bench.plan(answer_at=far, deadline=far + 1, sites=("south",))).status == "plan_site"
+    assert not entries(bench, "CHARGE")
 
 
 def test_records_are_those_of_the_list_that_the_ledger_knows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,18 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
             "sampled events": lambda: fields.update(sign(facts(events=[[1.391, 1.0, 1], [0.3, 0.5, 10**5]]))),
             "flattering epsilon": lambda: fields.update(sign(facts(epsilon=0.1))),
             "flattering mu": lambda: fields.update(sign(facts(mu=0.1))),
+            "larger epsilon": lambda: fields.update(sign(facts(epsilon=facts()["epsilon"] * 1.001))),
+            "flattering replacement": lambda: fields.update(sign(facts(replacing_one_patient=3.0))),
+            "flattering share": lambda: fields.update(sign(facts(recognised_at_5_percent_false_alarms=0.06))),
+            "not exact": lambda: fields.update(sign(facts(mu_is_exact=False))),
+            "other sampler": lambda: fields.update(sign(facts(sampler_distance=0.0))),
+            "other cross-check": lambda: fields.update(sign(facts(cross_check_rdp=3.0))),
+            "other accountant": lambda: fields.update(
+                sign(facts(accountant=facts()["accountant"].replace("analytic Gaussian", "privacy loss distribution")))
+            ),
+            "cap below": lambda: fields.update(sign(facts(cap_epsilon=2.9))),
+            "no delta": lambda: fields.update(sign(facts(delta=1.0))),
+            "other groups": lambda: fields.update(sign(facts(groups=2))),
         }
         actions[name]()
 
@@ -128,6 +140,10 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
         ("other events", "statement_facts"), ("many events", "statement_size"),
         ("endless events", "statement_form"), ("sampled events", "statement_facts"),
         ("flattering epsilon", "statement_figures"), ("flattering mu", "statement_figures"),
+        ("larger epsilon", "statement_figures"), ("flattering replacement", "statement_figures"),
+        ("flattering share", "statement_figures"), ("not exact", "statement_figures"), ("other sampler", "statement_figures"),
+        ("other cross-check", "statement_figures"), ("other accountant", "statement_figures"), ("cap below", "statement_figures"),
+        ("no delta", "statement_facts"), ("other groups", "statement_facts"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_gets_its_word(name: str, word: str) -> None:
@@ -168,3 +184,19 @@ def test_the_norm_bound_lets_every_honest_sum_through() -> None:
     honest[:, 0] += 1000
     assert (np.linalg.norm(honest, axis=1) > bound).all()
     assert math.isclose(norm_bound(TERMS, 15, 0), TERMS.sigma * (math.sqrt(15) + 8))
+
+
+def test_every_figure_of_a_statement_is_recomputed() -> None:
+    """Whatever number of it a site changes, its reply does not count; what is not a number is a constant text or named elsewhere."""
+    for name, value in facts().items():
+        if isinstance(value, float):
+            arrays, fields = good()
+            fields.update(sign(facts(**{name: value * (1 + 1e-3) if name != "cap_epsilon" else value * 0.9})))
+            assert verdict(arrays, fields) in {"statement_figures", "statement_facts"}, name
+
+
+def test_the_patients_column_and_the_accountants_version_are_the_sites_own() -> None:
+    arrays, fields = good()
+    unit = "one patient (column lesion_id), all images of that patient"
+    fields.update(sign(facts(unit=unit, accountant="dp-accounting 0.6.99 (analytic Gaussian)", cap_epsilon=8.0)))
+    assert verdict(arrays, fields) == "accepted"
