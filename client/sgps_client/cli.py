@@ -5,27 +5,40 @@ Exit codes are those of sgps.errors (docs/reference/exit-codes.md); Ctrl-C ends 
 
 import json
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sgps.errors import SgpsError
+from sgps import command
 from sgps_client.cli_classifier import evaluate, predict, synthesize
 from sgps_client.cli_ledger import ledger, plans
 
-INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    suggest_commands=False,
     help="A hospital's side of a federation: take part under patient-level differential privacy, and make classifiers.",
 )
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's settings.", metavar="FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 SITE_YAML = Path("site.yaml")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(command.version_line("sgps-client"))
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Name and version.")
+    ] = False,
+) -> None: ...
 
 
 @app.command()
@@ -165,50 +178,16 @@ def _say(as_json: bool, facts: dict[str, Any], text: str) -> None:
 
 def main() -> None:
     """Runs a command; every fault that a person can mend is one line on stderr."""
-    as_json = "--json" in sys.argv
-    try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except SgpsError as error:
-        _fail(as_json, str(error), error.exit_code)
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
-        _fail(as_json, _line(error), code)
+    command.run("sgps-client", app, _refused)
 
 
-def _exit_code(error: Exception) -> int | None:
-    """Of an exception of the command-line parser or the privacy package; None for a fault of the program."""
-    import click
-
-    if isinstance(error, click.exceptions.Exit | click.ClickException):
-        return error.exit_code
-    if isinstance(error, click.Abort):
-        return INTERRUPTED
+def _refused(error: Exception) -> tuple[str, int] | None:
+    """Line and exit code of what the privacy package raises."""
     from sgps_privacy.errors import PrivacyError, Refused
 
     if isinstance(error, Refused):
-        return 7 if error.code in {"busy", "damaged", "rolled_back"} else 5
-    return 5 if isinstance(error, PrivacyError) else None
-
-
-def _line(error: Exception) -> str:
-    import click
-
-    if isinstance(error, click.ClickException):
-        return error.format_message()
-    return str(getattr(error, "detail", "") or error)
-
-
-def _fail(as_json: bool, line: str, code: int) -> None:
-    if line:
-        sys.stderr.write(
-            (json.dumps({"error": line, "exit_code": code}, ensure_ascii=False) if as_json else f"sgps-client: {line}")
-            + "\n"
-        )
-    sys.exit(code)
+        return error.detail or error.code, 7 if error.code in {"busy", "damaged", "rolled_back"} else 5
+    return (str(error), 5) if isinstance(error, PrivacyError) else None
 
 
 if __name__ == "__main__":

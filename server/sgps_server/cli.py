@@ -1,13 +1,20 @@
 """`sgps-server`: the command line. Everything heavy is imported inside the command that needs it."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+from sgps import command
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    suggest_commands=False,
+    rich_markup_mode=None,
+)
 sites = typer.Typer(help="Who takes part.", no_args_is_help=True)
 release_commands = typer.Typer(help="What the federation has made.", no_args_is_help=True)
 audit_commands = typer.Typer(help="The coordinator's record.", no_args_is_help=True)
@@ -30,6 +37,12 @@ def _tell(as_json: bool, fields: dict[str, Any], text: str) -> None:
     typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(command.version_line("sgps-server"))
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
@@ -39,6 +52,9 @@ def run(
         typer.Option(min=0, help="Seconds to go on serving after the last round; without it: until stopped."),
     ] = None,
     as_json: AsJson = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Name and version.")
+    ] = False,
 ) -> None:
     """Run the federation's rounds until all are done, then go on serving its releases.
 
@@ -73,7 +89,10 @@ def init(
     from sgps_server import enrolment
 
     mark = enrolment.init(folder, name, _with_port(url, port), _first_release(release), listen)
-    text = f"federation {name} in {folder}\nfingerprint {mark}\nnext: look at federation.yaml, then `sgps-server sites approve SITE.csr`"
+    text = (
+        f"federation {name} in {folder}\nfingerprint {mark}\n"
+        f"next: look at {folder / HERE}, then `sgps-server sites approve SITE.csr --config {folder / HERE}`"
+    )
     _tell(as_json, {"federation": name, "folder": str(folder), "fingerprint": mark}, text)
 
 
@@ -214,19 +233,8 @@ def verify(config: Config = HERE, as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Entry point. Errors are one line on standard error; the exit code is that of `sgps.errors`, 2 for a wrong command line, 130
-    for a stop before the rounds were done."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        from sgps.errors import SgpsError
-
-        if not isinstance(error, SgpsError):
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    """Entry point. Errors are one line on standard error, with the exit codes of docs/reference/exit-codes.md."""
+    command.run("sgps-server", app)
 
 
 if __name__ == "__main__":

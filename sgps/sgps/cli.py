@@ -1,19 +1,40 @@
 """`sgps`: what the centre and the scientist run. Nothing heavy is imported before a command needs it."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sgps.errors import SgpsError
+from sgps import command
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    suggest_commands=False,
+    help=__doc__,
+)
 pretrain = typer.Typer(
     no_args_is_help=True, help="Make the base network, the generator and a release from public images."
 )
 app.add_typer(pretrain, name="pretrain")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(command.version_line("sgps"))
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Name and version.")
+    ] = False,
+) -> None: ...
+
 
 Data = Annotated[Path, typer.Option(help="Folder with the image sets of the recipe.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
@@ -49,6 +70,10 @@ def base(
     recipe: Annotated[Path | None, typer.Option(help="YAML file; default: the shipped recipe.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
+    atlas: Annotated[
+        int | None,
+        typer.Option(min=2, help="At most so many lesions of each base class; all others stay unseen, for measuring."),
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -88,7 +113,7 @@ def base(
             "belongs to --weights", where="--architecture, --size, --mean, --std, --weights-source or -licence"
         )
     with console() as report:
-        run(data, out, recipe, seed, threads, report, own)
+        run(data, out, recipe, seed, threads, report, own, atlas)
 
 
 @pretrain.command()
@@ -127,18 +152,10 @@ def release(
 
 
 def main() -> None:
-    """Exit codes: those of `sgps.errors`; 130 after Ctrl-C."""
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # read when torch loads: idle threads of a busy machine must not spin
-    try:
-        app()
-    except SgpsError as error:
-        typer.echo(f"sgps: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("sgps: stopped; the same command continues", err=True)
-        sys.exit(130)
+    """Errors are one line on standard error, with the exit codes of docs/reference/exit-codes.md."""
+    # read when torch loads: idle threads of a busy machine must not spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    command.run("sgps", app)
 
 
 if __name__ == "__main__":

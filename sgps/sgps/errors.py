@@ -9,6 +9,8 @@ SgpsError                 exit code 1
 └── StateError            7   files on disk contradict each other, or another process holds them
 """
 
+from collections.abc import Sequence
+
 
 class SgpsError(Exception):
     """Something a person can mend. `str()` is one line; `exit_code` is what the command line ends with."""
@@ -27,7 +29,19 @@ class InputError(SgpsError):
 
 
 class ConfigError(SgpsError):
+    """each: one error for each fault, where a file has several."""
+
     exit_code = 3
+    each: "tuple[ConfigError, ...]" = ()
+
+    @classmethod
+    def of(cls, faults: "Sequence[ConfigError]") -> "ConfigError":
+        """The only fault, or one error that names them all."""
+        if len(faults) == 1:
+            return faults[0]
+        error = cls("; ".join(map(str, faults)))
+        error.each = tuple(faults)
+        return error
 
 
 class SignatureError(SgpsError):

@@ -4,8 +4,10 @@ Plain YAML keeps the last of two equal keys, reads `1e-5` as text and `0600` as 
 would take for the number 1.0. Here a key written twice, an anchor, an alias, a tag and a null are errors.
 """
 
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -66,22 +68,86 @@ def parse(text: str, where: object) -> Any:
 
 def problems(error: ValidationError) -> list[str]:
     """One line for each key that does not fit."""
+    return [f"{_key(e['loc'])}: {_what(e)}" for e in error.errors()]
+
+
+def faults(error: ValidationError, model: type[BaseModel], text: str, where: object) -> list[ConfigError]:
+    """One error for each key that does not fit: its line in the YAML `text`, what stands there, and what to write."""
     return [
-        f"{'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg'].removeprefix('Value error, ')}"
+        ConfigError(f"{_key(e['loc'])}: {_what(e)}", where=f"{where}{_line(text, e['loc'])}", do=_do(e, model))
         for e in error.errors()
     ]
 
 
+def _key(place: Sequence[int | str]) -> str:
+    return ".".join(map(str, place)) or "file"
+
+
+def _what(e: Any) -> str:
+    """pydantic's text, with the value instead of the word `Input`, and plain words for a missing and an unknown key."""
+    if e["type"] == "missing":
+        return "is missing"
+    if e["type"] == "extra_forbidden":
+        return "there is no such key"
+    text, value = str(e["msg"]).removeprefix("Value error, "), e["input"]
+    if isinstance(value, str | int | float):
+        return text.replace("Input should", f"{str(value)[:40]!r} should").replace(
+            "String should", f"{value[:40]!r} should" if isinstance(value, str) else "it should"
+        )
+    return text.replace("Input should", "it should")
+
+
+def _do(e: Any, model: type[BaseModel]) -> str:
+    """The next step: the key that may have been meant, or how the value may look (`examples` of the field)."""
+    name = str(e["loc"][-1]) if e["loc"] else ""
+    fields = next(iter(_models(model, e["loc"][:-1])), model).model_fields
+    if e["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, fields, n=1)
+        return f"did you mean `{near[0]}`?" if near else f"remove it; the keys are {', '.join(fields)}"
+    if name in fields and (examples := fields[name].examples):
+        return f"write for example `{name}: {examples[0]}`"
+    return f"write `{name}:` with its value" if e["type"] == "missing" else "correct it"
+
+
+def _models(kind: Any, place: Sequence[int | str]) -> Iterator[type[BaseModel]]:
+    """The models that a path of keys and list places leads to."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if not place:
+            yield kind
+        elif field := kind.model_fields.get(str(place[0])):
+            yield from _models(field.annotation, place[1:])
+        return
+    for inner in get_args(kind):  # a tuple or a mapping takes one step, a union none
+        yield from _models(inner, place[1:] if place and isinstance(place[0], int) else place)
+
+
+def _line(text: str, place: Sequence[int | str]) -> str:
+    """` line N` of the deepest part of the path that stands in the text."""
+    node, line = yaml.compose(text, Loader=_Loader), 0
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            key, node = next(((k, v) for k, v in node.value if k.value == str(part)), (None, None))
+            if key is None:
+                break
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return f" line {line}" if line else ""
+
+
 def load(path: Path, model: type[S]) -> S:
-    """Read one YAML file into one model. Raises ConfigError that names the line or every key that does not fit."""
+    """Read one YAML file into one model. Raises ConfigError that names the line, or line and key of everything that does not fit."""
     try:
         text = read_limited(path, LIMIT).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError("is not UTF-8 text", where=path) from error
+        raise ConfigError("is not UTF-8 text", where=path, do="save it as UTF-8") from error
     try:
         return model.model_validate(parse(text, path))
     except ValidationError as error:
-        raise ConfigError("; ".join(problems(error)), where=path, do="correct the file") from error
+        raise ConfigError.of(faults(error, model, text, path)) from error
 
 
 class _Dumper(yaml.SafeDumper):

@@ -87,8 +87,25 @@ def test_errors_are_one_line_with_their_exit_code(
 def test_an_error_reaches_the_shell_as_one_line_on_standard_error(tmp_path: Path) -> None:
     done = fed.server("status", cwd=tmp_path, fails=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: federation.yaml: no such file")
+    assert done.stderr.startswith("sgps-server: federation.yaml: no such file")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("unknown",), ("--bad",), ("status", "--config"), ("init",), ("status", "x")])
+def test_a_wrong_command_line_is_one_line_too(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = fed.server(*arguments, cwd=tmp_path, fails=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sgps-server: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_errors_are_json_where_json_was_asked_for(tmp_path: Path) -> None:
+    done = fed.server("status", "--json", cwd=tmp_path, fails=True)
+    assert json.loads(done.stderr)["exit_code"] == 2
+
+
+def test_version() -> None:
+    assert fed.server("--version").stdout.startswith("sgps-server 0.")
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:

@@ -3,31 +3,37 @@
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from sgps.errors import ConfigError, InputError
 from sgps.settings import Settings, dump, load, parse
 
 
 class Budget(Settings):
-    epsilon: float
+    epsilon: float = Field(examples=["3.0"])
     name: str = "first"
+
+
+class Cohorts(Settings):
+    cohorts: tuple[Budget, ...] = ()
+    last: Budget | None = None
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("epsilon: 1\nepsilon: 2\n", "line 2: 'epsilon' appears twice"),
-        ("epsilon: yes\n", "epsilon: Input should be a valid number"),
-        ("epsilon: .nan\n", "epsilon: Input should be a valid number"),
-        ("epsilon: nan\n", "epsilon: Input should be a finite number"),
-        ("epsilon: inf\n", "epsilon: Input should be a finite number"),
+        ("epsilon: yes\n", "line 1: epsilon: 'yes' should be a valid number"),
+        ("epsilon: .nan\n", "epsilon: '.nan' should be a valid number"),
+        ("epsilon: nan\n", "epsilon: 'nan' should be a finite number"),
+        ("epsilon: inf\n", "epsilon: 'inf' should be a finite number"),
         ("epsilon: null\n", "no null"),
         ("epsilon: &a 1\nname: *a\n", "no anchor, alias or tag"),
         ("epsilon: !!python/object:os.system 1\n", "no anchor, alias or tag"),
-        ("epsilon: 1\nepsilom: 2\n", "epsilom: Extra inputs are not permitted"),
-        ("epsilon: 1\nname: ''\n", "name: String should have at least 1 character"),
+        ("epsilon: 1\nepsilom: 2\n", "line 2: epsilom: there is no such key - did you mean `epsilon`?"),
+        ("epsilon: 1\nname: ''\n", "line 2: name: '' should have at least 1 character"),
         ("epsilon: [\n", "line 2"),
-        ("name: first\n", "epsilon: Field required"),
+        ("name: first\n", "epsilon: is missing - write for example `epsilon: 3.0`"),
         ("epsilon: " + "[" * 3000, "nested too deeply"),
     ],
 )
@@ -37,6 +43,22 @@ def test_bad_yaml_is_one_line_that_names_the_place(tmp_path: Path, text: str, me
     with pytest.raises(ConfigError) as error:
         load(file, Budget)
     assert message in str(error.value) and "site.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_fault_has_its_line_its_value_and_a_remedy(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(
+        "cohorts:\n  - name: a\n    epsilon: 1\n  - name: b\n    epsylon: 1\nlast:\n  epsilon: -x; y\nstray: 1\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load(file, Cohorts)
+    assert [str(e).removeprefix(f"{file}") for e in error.value.each] == [
+        " line 4: cohorts.1.epsilon: is missing - write for example `epsilon: 3.0`",
+        " line 5: cohorts.1.epsylon: there is no such key - did you mean `epsilon`?",
+        " line 7: last.epsilon: '-x; y' should be a valid number, unable to parse string as a number - write for example `epsilon: 3.0`",
+        " line 8: stray: there is no such key - remove it; the keys are cohorts, last",
+    ]
+    assert "\n" not in str(error.value)
 
 
 def test_numbers_keep_their_meaning(tmp_path: Path) -> None:

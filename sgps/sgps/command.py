@@ -1,0 +1,86 @@
+"""How every command line ends: one line on standard error and a documented exit code, whatever went wrong."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+from sgps.errors import SgpsError
+
+INTERRUPTED, USAGE = 130, 2
+_DO = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "give this user the right to it, or choose another place",
+    errno.EPERM: "give this user the right to it, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def run(
+    program: str, app: Callable[..., Any], also: Callable[[Exception], tuple[str, int] | None] = lambda _: None
+) -> NoReturn:
+    """Runs a typer or click application and ends the process.
+
+    also: line and exit code of exceptions of other packages. A fault of the program keeps its traceback. With `--json` among the
+    arguments the line is `{"error": ..., "exit_code": ...}`.
+    """
+    import click
+
+    as_json = "--json" in sys.argv
+    try:
+        code = app(prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stderr.write(error.format_message() + "\n")
+        sys.exit(USAGE)
+    except Exception as error:
+        found = also(error) or _known(error)
+        if found is None:
+            raise
+        line, code = found
+        if line:
+            text = (
+                json.dumps({"error": line, "exit_code": code}, ensure_ascii=False) if as_json else f"{program}: {line}"
+            )
+            sys.stderr.write(text + "\n")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def version_line(program: str) -> str:
+    """Name and version of the installation."""
+    return f"{program} {version('sgps')}"
+
+
+def _known(error: Exception) -> tuple[str, int] | None:
+    """Line and exit code; None for a fault of the program."""
+    import click
+
+    if isinstance(error, SgpsError):
+        return str(error), error.exit_code
+    if isinstance(error, click.UsageError):
+        helps = error.ctx.command_path if error.ctx else ""
+        text = " ".join(error.format_message().split()).rstrip(".")
+        return f"{text} - see `{helps} --help`" if helps else text, USAGE
+    if isinstance(error, click.ClickException):
+        return " ".join(error.format_message().split()), error.exit_code
+    if isinstance(error, click.exceptions.Exit):
+        return "", error.exit_code
+    if isinstance(error, click.Abort):
+        return "", INTERRUPTED
+    if isinstance(error, MemoryError):
+        return "not enough memory - give smaller or fewer pictures, or use a machine with more", 1
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        do = _DO.get(error.errno or 0, "")
+        return f"{where}{error.strerror or error}{f' - {do}' if do else ''}", 1
+    return None
