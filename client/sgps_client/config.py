@@ -16,14 +16,14 @@ from sgps.settings import Settings, load
 from sgps.signing import fingerprint, load_public
 
 FILE_NAME = "site.yaml"
-Url = Annotated[str, Field(pattern=r"^https://[^/\s]+$")]
+Url = Annotated[str, Field(pattern=r"^https://[^/\s]+$", examples=["https://coordinator.example.org:8443"])]
 
 
 class Budget(Settings):
     """What one cohort may spend in all, over all federations and for ever: (epsilon, delta) under zero-out."""
 
-    epsilon: Annotated[float, Field(gt=0, le=20)]
-    delta: Annotated[float, Field(gt=0, lt=0.01)]
+    epsilon: Annotated[float, Field(gt=0, le=20, examples=["3.0"])]
+    delta: Annotated[float, Field(gt=0, lt=0.01, examples=["1.0e-5"])]
 
 
 class Cohort(Settings):
@@ -33,14 +33,14 @@ class Cohort(Settings):
     line for each image. unit_column: the column that names the patient, or `file name` where each image counts as a patient.
     """
 
-    name: Annotated[str, Field(max_length=80)]
-    images: str
+    name: Annotated[str, Field(max_length=80, examples=["first"])]
+    images: Annotated[str, Field(examples=["images"])]
     table: str | None = None
     # It stands in the statement, which allows no other text.
-    unit_column: Annotated[str, Field(pattern=r"^\w[\w .:-]{0,63}$")]
+    unit_column: Annotated[str, Field(pattern=r"^\w[\w .:-]{0,63}$", examples=["patient_id"])]
     image_column: str | None = None
     label_column: str | None = None
-    budget: Budget
+    budget: Annotated[Budget, Field(examples=["{epsilon: 3.0, delta: 1.0e-5}"])]
 
 
 class SiteLimits(Settings):
@@ -70,15 +70,15 @@ class SiteConfig(Settings):
     approve: `manual` puts every plan that passes the rules to a person before a record is read.
     """
 
-    site: SiteName
-    role: Literal["contribute", "receive"]
+    site: Annotated[SiteName, Field(examples=["north"])]
+    role: Annotated[Literal["contribute", "receive"], Field(examples=["contribute"])]
     federation: FederationAddress
     keys: str = "keys"
     state: str = "state"
     releases: str = "releases"
-    slots: Annotated[int | None, Field(ge=1, le=60_000)] = None
-    images_per_patient: Annotated[int, Field(ge=1, le=1000)] = 20
-    seconds_per_patient: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    slots: Annotated[int | None, Field(ge=1, le=60_000, examples=[200])] = None
+    images_per_patient: Annotated[int, Field(ge=1, le=1000, examples=[20])] = 20
+    seconds_per_patient: Annotated[float, Field(gt=0, le=3600, examples=[30])] = 30.0
     limits: SiteLimits = SiteLimits()
     approve: Literal["automatic", "manual"] = "automatic"
     classes: dict[str, ClassId] = {}

@@ -21,7 +21,7 @@ class Listen(Settings):
     """The one address that the coordinator opens."""
 
     host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
+    port: Annotated[int, Field(ge=1, le=65535, examples=[8443])]
 
 
 class Federation(Settings):
@@ -35,13 +35,13 @@ class Federation(Settings):
     """
 
     name: SiteName
-    url: Annotated[str, Field(pattern=r"^https://[^/\s@]+$")]
+    url: Annotated[str, Field(pattern=r"^https://[^/\s@]+$", examples=["https://coordinator.example.org:8443"])]
     listen: Listen
-    rounds: Annotated[int, Field(ge=1, le=10_000)]
+    rounds: Annotated[int, Field(ge=1, le=10_000, examples=[1])]
     kind: Literal["rows"] = "rows"
-    epsilon: Annotated[float, Field(gt=0, le=100)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    quorum: Annotated[int, Field(ge=1, le=10_000)]
+    epsilon: Annotated[float, Field(gt=0, le=100, examples=["3.0"])]
+    delta: Annotated[float, Field(gt=0, lt=1, examples=["1.0e-5"])]
+    quorum: Annotated[int, Field(ge=1, le=10_000, examples=[2])]
     wait_for: Annotated[int, Field(ge=1, le=10_000)] | None = None
     patience: Seconds = 60.0
     answer_after: Annotated[float, Field(gt=0, le=7 * 86400)] = 60.0  # a site waits for no more than that
