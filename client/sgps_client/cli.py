@@ -12,6 +12,7 @@ import typer
 
 from sgps import command
 from sgps_client.cli_classifier import evaluate, predict, synthesize
+from sgps_client.cli_export import export
 from sgps_client.cli_ledger import ledger, plans
 
 app = typer.Typer(
@@ -166,7 +167,7 @@ def forecast(
     _say(as_json, found.facts(), found.text())
 
 
-for _command in (synthesize, predict, evaluate):
+for _command in (synthesize, predict, evaluate, export):
     app.command()(_command)
 app.add_typer(ledger, name="ledger")
 app.add_typer(plans, name="plans")
