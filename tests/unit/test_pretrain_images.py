@@ -178,3 +178,13 @@ def test_a_step_draws_the_same_batch_again(data: Path, tmp_path: Path, recipe: R
 
     assert np.array_equal(batch(5), batch(5))
     assert not np.array_equal(batch(5), batch(6))
+
+
+def test_an_atlas_keeps_so_many_lesions_of_a_class_and_none_that_the_recipe_holds_out(recipe: Recipe) -> None:
+    lesion = np.array([f"{c}-{i // 2}" for c in recipe.base_classes for i in range(60)])
+    label = np.array([c for c in recipe.base_classes for _ in range(60)])
+    usual = held_out(lesion, label, recipe)
+    small = held_out(lesion, label, recipe.model_copy(update={"atlas": 4}))
+    assert not (usual & ~small).any()
+    assert all(len(np.unique(lesion[~small & (label == c)])) == 4 for c in recipe.base_classes)
+    assert (held_out(lesion, label, recipe.model_copy(update={"atlas": 99})) == usual).all()

@@ -79,7 +79,9 @@ def read_sets(data: Path, kinds: Sequence[ImageSet], work: Path, report: Report,
 
 def claim(work: Path, recipe: Recipe, seed: int, sets: Mapping[str, Images], own: Weights | None = None) -> None:
     """Tie the work folder to recipe, seed, images and a user's weights. Raises StateError when it belongs to others."""
-    key = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "teacher": TEACHER_SHA256}
+    key = {"recipe": recipe.model_dump(mode="json", exclude={"atlas"}), "seed": seed, "teacher": TEACHER_SHA256}
+    if recipe.atlas is not None:
+        key["atlas"] = recipe.atlas
     if own is not None:
         key["weights"] = [own.sha256, *astuple(own.input)]
     key["images"] = {name: images.sha256 for name, images in sets.items()}
@@ -225,6 +227,7 @@ def run(
     threads: int = 1,
     report: Report | None = None,
     own: Own | None = None,
+    atlas: int | None = None,
 ) -> None:
     """Make the base network from the image sets under `data`. Work in progress lies in `out`/work; `out` gets
 
@@ -233,16 +236,19 @@ def run(
     statistics.safetensors  mean, coordinates and bank samples; names, radius and within in statistics.json
     public.safetensors      eight-view features of all public images; names in public.json
 
-    recipe: a YAML file, else the shipped one; threads: of torch; own: a user's checkpoint is the base and nothing is trained. A run that was stopped or killed continues where its last
+    recipe: a YAML file, else the shipped one; threads: of torch; own: a user's checkpoint is the base and nothing is trained; atlas:
+    at most so many lesions of each base class, all others are held out. A run that was stopped or killed continues where its last
     checkpoint is, when it is started again with the same arguments. Raises InputError, ConfigError, SignatureError,
     StateError; KeyboardInterrupt after a clean stop.
     """
     if threads < 1:
         raise InputError("must be at least 1", where="threads")
+    if atlas is not None and atlas < 2:
+        raise InputError("must be at least 2", where="atlas")
     plan, show = read_recipe(recipe), report or silent
     weights = None if own is None else read_own(own)
     given = Input(BASE, plan.size, HALF, HALF) if weights is None else weights.input
-    plan = plan.model_copy(update={"size": given.size})
+    plan = plan.model_copy(update={"size": given.size} | ({} if atlas is None else {"atlas": atlas}))
     torch.set_num_threads(threads)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,10 @@ def held_out(lesion: npt.NDArray[np.str_], label: npt.NDArray[np.str_], recipe: 
     for name in recipe.base_classes:
         ids = np.unique(lesion[label == name])
         random.shuffle(ids)
-        out |= np.isin(lesion, ids[: int(recipe.held_out * len(ids))])
+        held = int(recipe.held_out * len(ids))
+        if recipe.atlas is not None:
+            held = max(held, len(ids) - recipe.atlas)
+        out |= np.isin(lesion, ids[:held])
     return out
 
 

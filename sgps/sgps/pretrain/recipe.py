@@ -101,6 +101,7 @@ class Recipe(Settings):
     base_classes: tuple[str, ...] = Field(min_length=2)
     meta_test: tuple[str, ...]
     held_out: float = Field(gt=0, lt=1)
+    atlas: int | None = Field(default=None, ge=2)  # at most so many lesions of a base class; all others are held out
     size: int = Field(ge=32, le=512)
     measure: bool
     sets: tuple[ImageSet, ...]
