@@ -135,7 +135,7 @@ def evaluate(
         "evaluation"
     ),
     table: Annotated[
-        Path | None, typer.Option(help="CSV with one line for each picture, on disk or in the zip.", metavar="CSV")
+        str | None, typer.Option(help="CSV with one line for each picture, on disk or in the zip.", metavar="CSV")
     ] = None,
     unit_column: Annotated[
         str | None,

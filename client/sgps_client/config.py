@@ -66,7 +66,8 @@ class SiteConfig(Settings):
     """The content of site.yaml.
 
     slots: public number of record slots; patients beyond it do not fit. images_per_patient, seconds_per_patient: public caps; of
-    a patient with more images the first are taken, one that takes longer is the zero record. classes: local label -> catalogue id.
+    a patient with more images the first are taken, one that takes longer is the zero record. classes: local label -> catalogue id, or
+    `none` to leave its pictures out.
     approve: `manual` puts every plan that passes the rules to a person before a record is read.
     """
 

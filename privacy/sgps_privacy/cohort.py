@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import secrets
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,11 +58,34 @@ class Cohort:
                 )
         return cohort
 
-    def holds(self, patient_ids: Iterable[str], secret: bytes) -> bool:
-        """Whether these are exactly the patients of this cohort, each listed once: a patient under two spellings of one id
-        would fill two record slots."""
+    def difference(self, patient_ids: Iterable[str], secret: bytes) -> str:
+        """How a list differs from this cohort, in words that name no patient; empty when it holds exactly its patients, each once:
+        a patient under two spellings of one id would fill two record slots."""
         keyed = [_keyed(normalised(patient), secret) for patient in patient_ids]
-        return len(keyed) == len(self.members) and set(keyed) == self.members
+        lost, new = len(self.members - set(keyed)), len(set(keyed) - self.members)
+        twice = len(keyed) - len(set(keyed))
+        if lost == len(self.members):
+            return f"none of its {lost} patients is listed now; another column of ids, or another table?"
+        parts = [
+            f"{lost} of its {len(self.members)} patients are missing",
+            f"{new} are new",
+            f"{twice} are listed twice",
+        ]
+        return ", ".join(part for part, count in zip(parts, (lost, new, twice), strict=True) if count)
+
+
+def rehearsed(lists: Mapping[str, Sequence[str]], secret: bytes, known: Sequence[Cohort]) -> dict[str, str]:
+    """Cohort -> why its list would be refused, were the lists opened in this order beside the `known` cohorts. Nothing is written."""
+    cohorts, found = {cohort.name: cohort for cohort in known}, {}
+    for name, ids in lists.items():
+        try:
+            if name not in cohorts:
+                cohorts[name] = Cohort.close(name, ids, secret, [*cohorts.values()])
+            elif why := cohorts[name].difference(ids, secret):
+                found[name] = f"the cohort is closed with other patients: {why}"
+        except PrivacyError as error:
+            found[name] = str(error)
+    return found
 
 
 def _keyed(patient: str, secret: bytes) -> str:

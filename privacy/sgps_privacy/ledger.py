@@ -17,7 +17,7 @@ import fcntl
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from typing import Any, Literal, Self
 
 from sgps_privacy import accountant
 from sgps_privacy.chain import Chain, Entry
-from sgps_privacy.cohort import Cohort, fingerprint, site_secret
+from sgps_privacy.cohort import Cohort, fingerprint, rehearsed, site_secret
 from sgps_privacy.durable import make_folder, remove_torn
 from sgps_privacy.errors import PrivacyError, Refused
 from sgps_privacy.events import Event
@@ -138,13 +138,16 @@ class Ledger:
                 cohort = Cohort.close(name, ids, self._secret, [*known.values()])
                 facts = {"cohort": name, "members": sorted(cohort.members), "secret": fingerprint(self._secret)}
                 self.chain.append("COHORT", {**facts, "epsilon": budget.epsilon, "delta": budget.delta})
-            elif not cohort.holds(ids, self._secret):
+            elif why := cohort.difference(ids, self._secret):
                 raise PrivacyError(
-                    f"cohort {name!r} is closed with other patients, or one is listed twice now: put new patients into a "
-                    "new cohort"
+                    f"cohort {name!r} is closed with other patients: {why}; put the list back, new patients into a new cohort"
                 )
         self._site_budgets[name] = budget
         return cohort
+
+    def rehearse(self, lists: Mapping[str, Sequence[str]]) -> dict[str, str]:
+        """Cohort -> why `open_cohort` would refuse its list. Nothing is written."""
+        return rehearsed(lists, self._secret, self._cohorts())
 
     def raise_budget(self, cohort: str, epsilon: float, officer: str) -> None:
         """Writes a higher epsilon for `cohort`, in the officer's name. Raises PrivacyError when it is not higher."""

@@ -91,8 +91,8 @@ def test_no_column_with_patient_ids(six: Path) -> None:
 def test_unknown_classes(six: Path) -> None:
     records = cohort(six, HEAD + "a,p1,l1,mel\nb,p2,l2,zzz\nc,p3,l3,zzz\nd,p4,l4,yyy\n")
     assert records.problems == [
-        "unknown class 'yyy': 1 picture (first row 5) - map it to a catalogue id under `classes:`, or remove them",
-        "unknown class 'zzz': 2 pictures (first row 3) - map it to a catalogue id under `classes:`, or remove them",
+        "unknown class 'yyy': 1 picture (first row 5) - write `yyy: ID` under `classes:` (`sgps-client classes` lists ids), or `yyy: none` to leave it out",
+        "unknown class 'zzz': 2 pictures (first row 3) - write `zzz: ID` under `classes:` (`sgps-client classes` lists ids), or `zzz: none` to leave it out",
     ]
     assert records.patients == ["p1"]
 
@@ -158,7 +158,8 @@ def test_row_numbers_count_lines_and_short_rows_are_named() -> None:
         (b"\xff\xfe\x00", "not UTF-8"),
         (b'image_id,patient_id,dx\n"a,p1,mel\n', "not a CSV table"),
         (b"image_id,image_id,dx\n", "'image_id' twice"),
-        (b"", "no column with image names"),
+        (b"", "t.csv: is empty"),
+        (b"image_id,patient_id,dx\n", "a header and no row"),
         (b"image_id,patient_id,dx\n" + b"a" * 200_000 + b",p,mel\n", "not a CSV table"),
     ],
 )
@@ -204,7 +205,8 @@ def test_zip_that_brings_its_table(tmp_path: Path) -> None:
         file.writestr("meta.csv", "lesion_id,image_id,dx\nl1,a,mel\nl1,b,mel\n")
         for name in ("mel/a.jpg", "mel/b.jpg"):
             file.writestr(name, jpeg())
-    labelled = read_labelled(open_source(tmp_path / "set.zip"), tmp_path / "meta.csv")
+    labelled = read_labelled(open_source(tmp_path / "set.zip"), "meta.csv", folder=tmp_path)
+    assert labelled.notes == (f"the table is {tmp_path / 'set.zip'}/meta.csv",)
     assert [(p.unit, p.name, p.label) for p in labelled.pictures] == [
         ("l1", "mel/a.jpg", "mel"),
         ("l1", "mel/b.jpg", "mel"),
@@ -215,12 +217,48 @@ def test_table_named_but_absent(six: Path) -> None:
     settings = Cohort(
         name="first", images="pictures", table="none.csv", unit_column="x", budget=Budget(epsilon=3, delta=1e-5)
     )
-    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.csv: does not exist - correct the path"):
         open_cohort(settings, six, {}, IDS)
+
+
+def test_another_table_is_never_read_in_place_of_the_one_that_is_named(six: Path) -> None:
+    """A wrong path must not lead to the table of that name beside the pictures: it may list other patients."""
+    (six / "pictures" / "table.csv").write_text(HEAD + "a,p1,l1,mel\n")
+    source = open_source(six / "pictures")
+    with pytest.raises(InputError, match=r"wrong/table\.csv: does not exist - name it as table\.csv to use the one in"):
+        read_labelled(source, "wrong/table.csv", folder=six)
+    with pytest.raises(InputError, match="does not exist"):
+        read_labelled(source, str(six / "elsewhere" / "table.csv"))
+    assert len(read_labelled(source, "table.csv", folder=six).pictures) == 1
+
+
+def test_a_table_that_nobody_named_is_told(tmp_path: Path) -> None:
+    folder(tmp_path, "a.jpg")
+    (tmp_path / "pictures" / "meta.csv").write_text(HEAD + "a,p1,l1,mel\n")
+    with pytest.raises(InputError, match=r"no class folders - name the table that lies in it: meta\.csv"):
+        read_labelled(open_source(tmp_path / "pictures"))
+    folder(tmp_path, "mel/b.jpg")
+    labelled = read_labelled(open_source(tmp_path / "pictures"))
+    assert "meta.csv lies beside the pictures and is not used: no table is named" in labelled.notes
+
+
+def test_a_label_can_be_left_out_and_an_unknown_one_is_told_with_its_id(six: Path) -> None:
+    table = HEAD + "a,p1,l1,Naevus\nb,p1,l2,mel\nc,p2,l3,Naevus\nd,p3,l4,scar: old\n"
+    assert (
+        cohort(six, table, classes={"Naevus": "none"}).notes[-1]
+        == "left out, as `classes:` says: 2 pictures of 'Naevus'"
+    )
+    records = cohort(six, table, classes={"Naevus": "none"})
+    assert records.patients == ["p1"]  # p2 shows nothing else
+    (line,) = records.problems
+    assert "unknown class 'scar: old': 1 picture (first row 5) - write `'scar: old': ID` under `classes:`" in line
+    assert "`Dermatofibroma: df`" in cohort(six, HEAD + "a,p1,l1,Dermatofibroma\n").problems[0]
+    with pytest.raises(ConfigError, match="classes: 'naevus' is no id of the catalogue"):
+        cohort(six, table, classes={"Naevus": "naevus"})
 
 
 def test_public_lesions_are_read_as_their_table_says(shared_data: Path) -> None:
     source = open_source(shared_data / "ham10000_200x150.zip")
-    labelled = read_labelled(source, Path("HAM10000_metadata.csv"), unit_column="lesion_id")
+    labelled = read_labelled(source, "HAM10000_metadata.csv", unit_column="lesion_id")
     assert len(labelled.pictures) == 10_015 and len({p.unit for p in labelled.pictures}) == 7_470
     assert not labelled.problems

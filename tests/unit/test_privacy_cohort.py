@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sgps_privacy.cohort import Cohort, fingerprint, site_secret
+from sgps_privacy.cohort import Cohort, fingerprint, rehearsed, site_secret
 from sgps_privacy.errors import PrivacyError
 from sgps_privacy.ledger import Ledger
 
@@ -17,7 +17,26 @@ def test_a_cohort_keeps_keyed_hashes_and_no_id() -> None:
     cohort = Cohort.close("2024", ["P-1", "P-2"], SECRET, [])
     assert len(cohort.members) == 2 and not any("P-1" in member for member in cohort.members)
     assert cohort.members.isdisjoint(Cohort.close("2024", ["P-1", "P-2"], b"t" * 32, []).members)
-    assert cohort.holds([" P-2\n", "P-1"], SECRET) and not cohort.holds(["P-1"], SECRET)
+    assert not cohort.difference([" P-2\n", "P-1"], SECRET)
+    assert cohort.difference(["P-1"], SECRET) == "1 of its 2 patients are missing"
+    assert cohort.difference(["P-1", "P-2", "p-1"], SECRET) == "1 are new"
+    assert cohort.difference(["P-1", "P-2", "P-2 "], SECRET) == "1 are listed twice"
+    assert "none of its 2 patients is listed now" in cohort.difference(["lesion 1", "lesion 2"], SECRET)
+
+
+def test_a_rehearsal_says_what_opening_would_say_and_writes_nothing(tmp_path: Path) -> None:
+    lists = {"a": ["1", "2"], "b": ["2", "3"], "c": ["4"]}
+    assert rehearsed(lists, SECRET, []) == {"b": "cohort 'b': 1 of its patients belong to cohort 'a'; leave them out"}
+    with Ledger(tmp_path) as ledger:
+        ledger.open_cohort("a", ["1", "2"], 3.0, 1e-5)
+        before = ledger.history()
+        found = ledger.rehearse({"a": ["1"], "c": ["1"], "d": ["4"]})
+        assert ledger.history() == before
+        for name, ids in (("a", ["1"]), ("c", ["1"])):
+            with pytest.raises(PrivacyError) as refused:
+                ledger.open_cohort(name, ids, 3.0, 1e-5)
+            assert found[name].split(": ")[-1] in str(refused.value)
+    assert set(found) == {"a", "c"}
 
 
 @pytest.mark.parametrize("spelling", ["P-1", "  P-1 ", "P-1\n"])

@@ -1,5 +1,7 @@
 """A cohort of site.yaml as records: patients, and for each the pictures with their catalogue classes."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,12 +9,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from sgps.catalogue import Catalogue
 from sgps.errors import ConfigError, InputError
 from sgps_client.config import Cohort
 from sgps_client.data.labelled import FILE_NAME, Picture, read_labelled
 from sgps_client.data.pictures import read_picture
 from sgps_client.data.sources import Source, open_source
 from sgps_client.data.table import counted
+
+LEFT_OUT = "none"  # in place of a catalogue id: pictures with this label are not used
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Records:
 
 
 def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalogue_ids: Sequence[str]) -> Records:
-    """folder: of site.yaml. classes: the site's labels -> catalogue ids; a label that equals an id needs no entry.
+    """folder: of site.yaml. classes: the site's labels -> catalogue ids, or LEFT_OUT; a label that equals an id needs no entry.
 
     Raises InputError when pictures or table cannot be read at all, ConfigError when class folders are given without
     `unit_column: file name`.
@@ -55,27 +60,41 @@ def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalo
         )
     labelled = read_labelled(
         source,
-        None if cohort.table is None else folder / cohort.table,
+        cohort.table,
+        folder=folder,
         unit_column=cohort.unit_column,
         image_column=cohort.image_column,
         label_column=cohort.label_column,
     )
     if not labelled.pictures and not labelled.problems:
         raise InputError("holds no picture", where=source.path, do="check the path")
+    if stray := sorted(set(classes.values()) - {*catalogue_ids, LEFT_OUT}):
+        raise ConfigError(
+            f"{stray[0]!r} is no id of the catalogue",
+            where="classes",
+            do=f"`sgps-client classes` lists them; `{LEFT_OUT}` leaves a label out",
+        )
     known = {i.casefold(): i for i in catalogue_ids}
     pictures: dict[str, list[tuple[str, str]]] = {}
     unknown: dict[str, list[Picture]] = {}
+    left: Counter[str] = Counter()
     for picture in labelled.pictures:
         label = classes.get(picture.label, known.get(picture.label.casefold(), ""))
-        if label in known.values():
+        if label == LEFT_OUT:
+            left[picture.label] += 1
+        elif label in known.values():
             pictures.setdefault(picture.unit, []).append((picture.name, label))
         else:
             unknown.setdefault(picture.label, []).append(picture)
-    problems = [*labelled.problems, *(_unknown(label, unknown[label]) for label in sorted(unknown))]
-    return Records(sorted(pictures), problems, list(labelled.notes), labelled.unit_column, source, pictures)
+    problems = [*labelled.problems, *(_unknown(label, unknown[label], catalogue_ids) for label in sorted(unknown))]
+    notes = [f"left out, as `classes:` says: {counted(left[x], 'picture')} of {x!r}" for x in sorted(left)]
+    return Records(sorted(pictures), problems, [*labelled.notes, *notes], labelled.unit_column, source, pictures)
 
 
-def _unknown(label: str, pictures: Sequence[Picture]) -> str:
+def _unknown(label: str, pictures: Sequence[Picture], ids: Sequence[str]) -> str:
     rows = sorted(p.row for p in pictures)
     first = f"first row {rows[0]}" if rows[0] else f"first {pictures[0].name}"
-    return f"unknown class {label!r}: {counted(len(pictures), 'picture')} ({first}) - map it to a catalogue id under `classes:`, or remove them"
+    entry = Catalogue.load().find(label)
+    name = f"'{label}'" if re.search(r"[^\w .()/+-]", label) else label
+    do = f"write `{name}: {entry.id if entry and entry.id in ids else 'ID'}` under `classes:` (`sgps-client classes` lists ids), or `{name}: {LEFT_OUT}` to leave it out"
+    return f"unknown class {label!r}: {counted(len(pictures), 'picture')} ({first}) - {do}"

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from sgps.errors import InputError
@@ -37,13 +37,15 @@ class Labelled:
 
 def read_labelled(
     source: Source,
-    table: Path | None = None,
+    table: str | None = None,
     *,
+    folder: Path = Path(),
     unit_column: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Labelled:
-    """Without a table: class folders, each picture its own unit. With one: a file on disk, else of that name in the source.
+    """Without a table: class folders, each picture its own unit. With one: a file below `folder`, else the very one of this path
+    in the source, which a note then says.
 
     Without a unit column, class folders may hold different pictures of the same name; with `file name` written as the unit that is
     a problem, because it may be one patient in two records.
@@ -55,16 +57,35 @@ def read_labelled(
     if table is None:
         if unit_column not in (None, FILE_NAME):
             raise InputError(f"has no column {unit_column!r}", where=source.path, do="give the table that has it")
-        return _folders(names, strict=unit_column == FILE_NAME)
-    data, where = _table_bytes(source, table)
+        found, beside = _folders(names, strict=unit_column == FILE_NAME), tables(source)
+        if not beside:
+            return found
+        if names and not found.pictures and not any(len(PurePosixPath(name).parts) > 1 for name in names):
+            raise InputError(
+                "has no class folders", where=source.path, do=f"name the table that lies in it: {beside[0]}"
+            )
+        return replace(
+            found, notes=(*found.notes, f"{beside[0]} lies beside the pictures and is not used: no table is named")
+        )
+    inside = table in source.names and not (folder / table).exists()
+    where = source.where(table) if inside else str(folder / table)
+    data = source.read(table, BYTES_LIMIT) if inside else _on_disk(source, folder / table)
     content = read_table(data, where, unit_column=unit_column, image_column=image_column, label_column=label_column)
-    return _rows(names, content)
+    found = _rows(names, content)
+    return replace(found, notes=(f"the table is {where}", *found.notes)) if inside else found
 
 
-def _table_bytes(source: Source, table: Path) -> tuple[bytes, str]:
-    if not table.exists() and table.name in source.names:
-        return source.read(table.name, BYTES_LIMIT), source.where(table.name)
-    return read_limited(table, BYTES_LIMIT), str(table)
+def tables(source: Source) -> list[str]:
+    """Names of the tables that lie in a source."""
+    return [name for name in source.names if PurePosixPath(name).suffix.lower() in {".csv", ".tsv"}]
+
+
+def _on_disk(source: Source, table: Path) -> bytes:
+    if table.exists():
+        return read_limited(table, BYTES_LIMIT)
+    beside = tables(source)
+    do = f"name it as {beside[0]} to use the one in {source.path}" if beside else "correct the path of the table"
+    raise InputError("does not exist", where=table, do=do)
 
 
 def _folders(names: Sequence[str], strict: bool) -> Labelled:

@@ -76,7 +76,11 @@ class _Folder(Source):
             with (self.path / name).open("rb") as file:
                 return file.read(count)
         except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", where=self.where(name)) from error
+            raise InputError(
+                f"cannot be read: {error.strerror}",
+                where=self.where(name),
+                do="check that it is there and its permissions",
+            ) from error
 
 
 def _unreadable(error: OSError) -> None:
@@ -110,12 +114,14 @@ class _Zip(Source):
     def read(self, name: str, limit: int = BYTES_LIMIT) -> bytes:
         data = self.head(name, limit + 1)
         if len(data) > limit or self._members[name].file_size > limit:
-            raise InputError(f"is larger than {limit:,} bytes", where=self.where(name))
+            raise InputError(
+                f"is larger than {limit:,} bytes", where=self.where(name), do="check that it is the right file"
+            )
         return data
 
     def head(self, name: str, count: int) -> bytes:
         if name not in self._members:
-            raise InputError("is not in the zip", where=self.where(name))
+            raise InputError("is not in the zip", where=self.where(name), do="check the zip")
         try:
             with self._zip.open(self._members[name]) as file:
                 return file.read(count)

@@ -74,13 +74,19 @@ def read_table(
         header = [cell.strip() for cell in next(lines, [])]
         cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(line)]
     except csv.Error as error:
-        raise InputError(f"is not a CSV table: {error}", where=f"{where} row {lines.line_num}") from error
+        raise InputError(
+            f"is not a CSV table: {error}", where=f"{where} row {lines.line_num}", do="save it as CSV UTF-8 again"
+        ) from error
+    if not any(header):
+        raise InputError("is empty", where=where, do="give a table with one line for each picture")
     if len(set(header)) != len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise InputError(f"has the column {twice!r} twice", where=where, do="rename or remove one")
     image = _column(header, image_column, IMAGE_COLUMNS, "image", where)
     unit = _column(header, unit_column, UNIT_COLUMNS, "unit", where)
     label = _column(header, label_column, LABEL_COLUMNS, "label", where)
+    if not cells:
+        raise InputError("has a header and no row", where=where, do="write one line for each picture below it")
     whole = [(number, dict(zip(header, line, strict=True))) for number, line in cells if len(line) == len(header)]
     rows = tuple(Row(n, c[image], c[unit], c[label], c.get(LESION, ""), c.get(PATIENT, "")) for n, c in whole)
     wrong = [number for number, line in cells if len(line) != len(header)]
