@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.sgps-lock
 SGPS_DATA ?=
 DEMO_OUT ?= demo-out
+PRETRAIN_OUT ?= pretrained
 
 .PHONY: install demo test lint fast lock pretrain clean
 
@@ -24,6 +25,13 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/sgps demo --out $(DEMO_OUT) $(if $(SGPS_DATA),--data $(SGPS_DATA))
+
+# Resumable: about 20 processor-minutes of training and an hour of features and measurements on one core.
+pretrain: $(STAMP)
+	@test -d "$(SGPS_DATA)" || { echo "name the folder with the image sets: make pretrain SGPS_DATA=FOLDER"; exit 1; }
+	$(BIN)/sgps pretrain base --data $(SGPS_DATA) --out $(PRETRAIN_OUT)/base
+	$(BIN)/sgps pretrain generator --data $(SGPS_DATA) --base $(PRETRAIN_OUT)/base --out $(PRETRAIN_OUT)/generator
+	$(BIN)/sgps pretrain release --base $(PRETRAIN_OUT)/base --generator $(PRETRAIN_OUT)/generator/generator.safetensors --out $(PRETRAIN_OUT)/release
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
