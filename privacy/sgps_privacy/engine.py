@@ -9,7 +9,7 @@ layer for the records)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,13 +22,12 @@ from torch import Tensor
 
 from sgps_privacy.errors import PrivacyError
 from sgps_privacy.events import Event
+from sgps_privacy.gradients import Loss, Parameters, Record, per_record_gradients
 from sgps_privacy.noise import Grid, Ints, SecureBits, discrete_gaussian
 from sgps_privacy.terms import Terms
 from sgps_privacy.unit import fill_slots
 
-Parameters = dict[str, Tensor]
-Record = Mapping[str, Tensor]
-Loss = Callable[[Parameters, Record], Tensor]
+__all__ = ["Loss", "Parameters", "PrivateRound", "Record", "SecureDPOptimizer"]
 
 
 class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no types
@@ -91,42 +90,6 @@ class SecureDPOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus carries no
         for p, part in zip(self.params, np.split(noised, ends[:-1]), strict=True):
             p.grad = torch.from_numpy(part).view_as(p)
             p.summed_grad._processed = True
-
-
-def per_record_gradients(loss: Loss, theta: Parameters, records: Sequence[Record | None]) -> Parameters:
-    """Gradient of `loss(theta, record)` of each record: name -> (records, *shape), float64, on the CPU.
-
-    The row of a zero record (None) is zero and the loss is not evaluated on it. Each record is evaluated alone and
-    from the same random state, so that its row depends, bit for bit, on that record and public data only: in a batch,
-    the failure, the shape or the absence of one record moves the last bits of the others. A record that fails, or
-    whose gradient is not finite, is the zero record. Nothing about a record is raised."""
-    rows = {name: torch.zeros((len(records), *p.shape), dtype=torch.float64) for name, p in theta.items()}
-    leaves = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
-    state = torch.get_rng_state()
-    try:
-        for i, record in enumerate(records):
-            if record is not None:
-                torch.default_generator.manual_seed(0)
-                for name, row in _row(loss, leaves, record).items():
-                    rows[name][i] = row
-    finally:
-        torch.set_rng_state(state)
-    return zero_bad_records(rows)
-
-
-def _row(loss: Loss, leaves: Parameters, record: Record) -> Parameters:
-    try:
-        found = torch.autograd.grad(loss(dict(leaves), record), tuple(leaves.values()), materialize_grads=True)
-        return {name: g.detach().double().cpu() for name, g in zip(leaves, found, strict=True)}
-    except Exception:  # noqa: BLE001  a message may name a patient, and raising would be an answer about one
-        return {}
-
-
-def zero_bad_records(rows: Parameters) -> Parameters:
-    """A record with one NaN or infinity anywhere becomes zero everywhere. It keeps its row; nobody is told."""
-    flat = [g.reshape(len(g), math.prod(g.shape[1:])) for g in rows.values()]  # -1 would fail for an empty batch
-    good = torch.stack([g.isfinite().all(1) for g in flat]).all(0)
-    return {name: torch.where(good.view(-1, *[1] * (g.dim() - 1)), g, torch.zeros_like(g)) for name, g in rows.items()}
 
 
 @dataclass

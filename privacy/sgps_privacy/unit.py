@@ -12,9 +12,8 @@ under zero-out, with the epsilon of the ledger's events; and mu-GDP, up to the s
 batch.
 
 Proof sketch. Given everything sent before:
-(a) the gradient of a record depends on that record and public data only, also in floats, because each record is
-    evaluated alone (`engine.per_record_gradients`); clipped, its norm is at most C, so neighbouring sums differ by at
-    most C in L2;
+(a) the gradient of a record depends on that record and public data only, also in floats (`gradients`); clipped, its
+    norm is at most C, so neighbouring sums differ by at most C in L2;
 (b) both sums are rounded to a grid, which adds at most 1.001 sqrt(d) steps to the sensitivity (`noise.Grid`);
 (c) whole numbers plus a rounded Gaussian are post-processing of the Gaussian mechanism: one step is 1/sigma-GDP;
 (d) adaptive steps compose: mu^2 adds (Dong, Roth, Su, "Gaussian Differential Privacy", 2022); Poisson steps by PLD;

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgps.attributes import VOCABULARIES, parse, vector
 from sgps.bank import Bank
@@ -193,12 +194,17 @@ def episode_loss(release: Release, names: Sequence[str]) -> "EpisodeLoss":
 
 class EpisodeLoss:
     """(parameters, record) -> scalar: weighted cross-entropy of the queries, and for a body `DRIFT` x (1 - cosine of centred features
-    under body and base), as in meta-training. Pure; differentiable in the parameters under autograd and torch.func."""
+    under body and base), as in meta-training. Pure; differentiable in the parameters under autograd and torch.func.
+
+    shapes: of every record, so that many can be evaluated at once; None with a body, whose records hold more or fewer pictures.
+    """
 
     def __init__(self, release: Release, names: Sequence[str]) -> None:
         start(release, names)  # refuses names
         self.names, self.parts = tuple(names), learned(release, names)
         self.module = _Episode(release, self.parts).eval().requires_grad_(False)
+        self.shapes = None if "body" in self.parts else self.module.shapes()
+        self.module.generator.encoder.train()  # without dropout the same, but for a fused path that has no batching rule
 
     def __call__(self, parameters: Mapping[str, Tensor], record: Mapping[str, Tensor]) -> Tensor:
         whole: dict[str, Tensor] = {}
@@ -208,7 +214,8 @@ class EpisodeLoss:
                 name = name.removesuffix(CORE) + ".weight"
                 value = self.module.get_parameter(name) + self.module.basis[:, : len(value)] @ value
             whole[name] = value
-        loss: Tensor = functional_call(self.module, whole, (record,))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no batching rule
+            loss: Tensor = functional_call(self.module, whole, (record,))
         return loss
 
 
@@ -234,6 +241,16 @@ class _Episode(nn.Module):
             self.target = target_of(release)
             self.register_buffer("drawn", _drawn(a.size, a.mean, a.std))
             self.register_buffer("drawn_base", self.target.features(self.drawn))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of a record without pictures."""
+        ways, queries, g = 1 + RIVALS, len(self.truth), self.generator
+        width, coordinates = len(self.centre), g.memory.in_features - 1
+        return {
+            "features": (ways, width), "shots": (ways,), "row": (ways, coordinates), "worth": (ways,),
+            "text": (ways, g.sentence.in_features), "attributes": (ways, g.attribute.in_features),
+            "queries": (queries, width), "weight": (queries,),
+        }  # fmt: skip
 
     def forward(self, record: Mapping[str, Tensor]) -> Tensor:
         r = record

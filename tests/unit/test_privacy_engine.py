@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sgps_privacy import audit
 from sgps_privacy.egress import accept, encode
-from sgps_privacy.engine import Parameters, PrivateRound, Record, per_record_gradients, zero_bad_records
+from sgps_privacy.engine import Parameters, PrivateRound, Record
 from sgps_privacy.errors import PrivacyError
 from sgps_privacy.events import Event
+from sgps_privacy.gradients import per_record_gradients, zero_bad_records
 from sgps_privacy.statement import statement
 from sgps_privacy.terms import Terms
 from sgps_privacy.unit import MAX_SLOTS, fill_slots

@@ -1,4 +1,4 @@
-"""The coordinator reads terms, statements and replies without torch; only the engine and its audit need it."""
+"""The coordinator reads terms, statements and replies without torch; only the engine, its gradients and its audit need it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import sgps_privacy
 
 FOLDER = Path(sgps_privacy.__path__[0])
 MODULES = sorted(
-    path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "engine", "audit", "attacks")
+    path.stem
+    for path in FOLDER.glob("*.py")
+    if path.stem not in ("__init__", "engine", "gradients", "audit", "attacks")
 )
 
 
