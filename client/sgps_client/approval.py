@@ -10,6 +10,7 @@ from sgps.errors import InputError, StateError
 from sgps.files import write_atomic
 from sgps.plan import Plan
 from sgps_client.config import Site
+from sgps_privacy import statement
 
 FILE = "approvals.json"
 SHORTEST = 8  # hex digits of a plan's hash that a person must type
@@ -33,7 +34,7 @@ class Asked:
         state = f"approved by {self.officer}" if self.officer else "waits for approval"
         return (
             f"{self.plan[:12]}  round {self.round} ({self.kind})  cohort {self.cohort}  noise {self.sigma:g}  "
-            f"epsilon {self.epsilon:.3f} in this federation at delta {self.delta:g} (mu {self.mu:.3f})  {state}"
+            f"epsilon {statement.up(self.epsilon)} in this federation at delta {self.delta:g} (mu {self.mu:.3f})  {state}"
         )
 
 

@@ -9,79 +9,47 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from sgps.errors import ConfigError, InputError, NetworkError, SgpsError
+from sgps.code import contributor_code
+from sgps.errors import ConfigError, NetworkError, SgpsError
 from sgps.release import Release
 from sgps.signing import fingerprint, load_public
 from sgps_client import enrolment
-from sgps_client.config import Cohort, Site
+from sgps_client.check_cohorts import cohorts
+from sgps_client.config import Site
 from sgps_client.coordinator import Coordinator, Status, explain, tls_context
-from sgps_client.records import cohort_of, within
-from sgps_client.round import open_ledger
+from sgps_client.findings import BAD, NOTE, Finding, good, raised
+from sgps_client.records import within
 from sgps_client.store import Store
-from sgps_privacy import accountant
 from sgps_privacy.errors import PrivacyError, Refused
-from sgps_privacy.events import Event
-from sgps_privacy.ledger import Ledger
 
-GOOD, NOTE, BAD = "ok", "note", "problem"
 AHEAD, BEHIND = 5.0, 300.0  # seconds of clock difference that the coordinator's server takes
 SOON = 30  # days
 LEAST_FREE = 500 << 20  # bytes: a release and its successor, outbox, log
 CONNECT_SECONDS = 10.0
-_FIX = {"keys": "install the kit again", "cohort": "correct the cohort in the settings"}  # where the fault names none
-_MARK = {GOOD: "  ok      ", NOTE: "  note    ", BAD: "  PROBLEM "}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line. area: what was looked at. do: the fix, for a problem. exit_code: of the kind of problem."""
-
-    area: str
-    state: str
-    what: str
-    do: str = ""
-    exit_code: int = 1
-
-    @property
-    def bad(self) -> bool:
-        return self.state == BAD
-
-    def facts(self) -> dict[str, Any]:
-        return {"area": self.area, "state": self.state, "what": self.what, "do": self.do}
-
-    def line(self) -> str:
-        return f"{_MARK[self.state]}{self.area:<9} {self.what}{f' - {self.do}' if self.do else ''}"
-
-
-def _good(area: str, what: str) -> Finding:
-    return Finding(area, GOOD, what)
-
-
-def _bad(area: str, error: Exception) -> Finding:
-    """From a fault that was raised."""
-    if isinstance(error, SgpsError):
-        where = f"{error.where}: " if error.where else ""
-        return Finding(area, BAD, f"{where}{error.what}", error.do or _FIX.get(area, ""), error.exit_code)
-    if isinstance(error, Refused):
-        return Finding(area, BAD, error.detail or error.code, exit_code=7)
-    return Finding(area, BAD, str(error) or type(error).__name__)
 
 
 def run(file: Path) -> list[Finding]:
-    """All findings, problems included. Raises nothing that a person can mend: that becomes a finding."""
+    """All findings, problems included. Raises nothing that a person can mend: that becomes a finding.
+
+    A fault in the settings does not hide the rest: what stands there without it is looked at all the same.
+    """
     try:
         site = Site.load(file)
+        role = "contributes" if site.config.role == "contribute" else "only receives: nothing is read, nothing is spent"
+        found = [good("settings", f"{file}: {site.name} {role}")]
+    except ConfigError as error:
+        found = [raised("settings", one) for one in error.each or (error,)]
+        left = Site.salvaged(file)
+        if left is None:
+            return found
+        site = left
     except SgpsError as error:
-        lines = error.what.split("; ") if isinstance(error, ConfigError) else [error.what]
-        return [Finding("settings", BAD, f"{error.where}: {line}", error.do, error.exit_code) for line in lines]
-    role = "contributes" if site.config.role == "contribute" else "only receives: nothing is read, nothing is spent"
-    found = [_good("settings", f"{file}: {site.name} {role}")]
+        return [raised("settings", error)]
+    found.append(good("code", f"contributor code {contributor_code()}: the one that a plan must accept"))
     found += _all(_keys, site)
     status = _Box()
     found += _all(lambda s: _network(s, status), site)
@@ -89,7 +57,7 @@ def run(file: Path) -> list[Finding]:
     release = _Box()
     found += _all(lambda s: _release(s, release, status), site)
     if site.config.role == "contribute":
-        found += _all(lambda s: _cohorts(s, release.release), site)
+        found += _all(lambda s: cohorts(s, release.release), site)
     return found
 
 
@@ -105,7 +73,7 @@ def _all(look: Callable[[Site], Iterator[Finding]], site: Site) -> list[Finding]
     try:
         found.extend(look(site))  # what came before a fault is kept
     except (SgpsError, Refused, PrivacyError, OSError) as error:
-        found.append(_bad("check", error))
+        found.append(raised("check", error))
     return found
 
 
@@ -118,16 +86,16 @@ def _keys(site: Site) -> Iterator[Finding]:
         if mode & 0o077:
             yield Finding("keys", BAD, f"{site.tls_key} can be read by others", f"chmod 600 {site.tls_key}", 3)
     except SgpsError as error:
-        yield _bad("keys", error)
+        yield raised("keys", error)
     try:
         cert = enrolment.certificate(site.certificate.read_bytes(), site.certificate)
         authority = enrolment.certificate(site.ca.read_bytes(), site.ca)
         enrolment.check_issued(cert, authority, site.certificate)
         days = (cert.not_valid_after_utc - datetime.now(UTC)).days
         text = f"the certificate is valid for {days} more days"
-        yield _good("keys", text) if days > SOON else Finding("keys", NOTE, text, "ask the coordinator for a new kit")
+        yield good("keys", text) if days > SOON else Finding("keys", NOTE, text, "ask the coordinator for a new kit")
     except SgpsError as error:
-        yield _bad("keys", error)
+        yield raised("keys", error)
     except OSError as error:
         yield Finding("keys", BAD, f"{error.filename} is missing", f"sgps-client enroll --kit {site.name}.kit", 3)
     if cert is not None and enrolment.common_name(cert) != site.name:
@@ -135,7 +103,7 @@ def _keys(site: Site) -> Iterator[Finding]:
         yield Finding("keys", BAD, what, f"correct `site:` in {site.file}", 3)
     if key is not None and cert is not None:
         if enrolment.public_der(key.public_key()) == enrolment.public_der(cert.public_key()):
-            yield _good("keys", "key and certificate belong together")
+            yield good("keys", "key and certificate belong together")
         else:
             yield Finding(
                 "keys",
@@ -154,11 +122,11 @@ def _keys(site: Site) -> Iterator[Finding]:
                 4,
             )
         else:
-            yield _good(
+            yield good(
                 "keys", f"federation {site.config.federation.name}, fingerprint {site.config.federation.fingerprint}"
             )
     except SgpsError as error:
-        yield _bad("keys", error)
+        yield raised("keys", error)
 
 
 # --- network and clock ---------------------------------------------------------------------------------------------------
@@ -173,7 +141,7 @@ def _network(site: Site, box: _Box) -> Iterator[Finding]:
         try:
             within(CONNECT_SECONDS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
             socket.create_connection((host, port), CONNECT_SECONDS).close()
-            yield _good("network", f"{host}:{port} answers")
+            yield good("network", f"{host}:{port} answers")
         except (OSError, TimeoutError) as error:
             what, do = _connect_trouble(host, port, error)
             yield Finding("network", BAD, what, do, 6)
@@ -188,19 +156,19 @@ def _network(site: Site, box: _Box) -> Iterator[Finding]:
             status = coordinator.status()
             now = (before + time.time()) / 2
     except (NetworkError, ssl.SSLError) as error:
-        yield _bad("network", error if isinstance(error, NetworkError) else explain(error, url))
+        yield raised("network", error if isinstance(error, NetworkError) else explain(error, url))
         return
     box.status = status
     if status.fingerprint != site.config.federation.fingerprint:
         yield Finding("network", BAD, f"{url} is the coordinator of another federation", "correct `federation:`", 3)
     missing = f"; waits for {', '.join(status.waiting_for)}" if status.waiting_for else ""
-    yield _good("network", f"mutual TLS works; {status.state}, round {status.round} of {status.rounds}{missing}")
+    yield good("network", f"mutual TLS works; {status.state}, round {status.round} of {status.rounds}{missing}")
     ahead = now - status.time
     text = f"this clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
     if ahead > AHEAD or ahead < -BEHIND:
         yield Finding("clock", BAD, text, "set it by NTP: the coordinator takes 5 s ahead and 300 s behind at most", 6)
     else:
-        yield _good("clock", text)
+        yield good("clock", text)
 
 
 def _connect_trouble(host: str, port: int, error: Exception) -> tuple[str, str]:
@@ -240,7 +208,7 @@ def _disk(site: Site) -> Iterator[Finding]:
                 "disk", BAD, f"{there} has {free >> 20} MiB left", f"make room: {LEAST_FREE >> 20} MiB at least", 7
             )
         else:
-            yield _good("disk", f"{folder.name}: can be written, {free >> 30} GiB free")
+            yield good("disk", f"{folder.name}: can be written, {free >> 30} GiB free")
 
 
 def _release(site: Site, box: _Box, seen: _Box) -> Iterator[Finding]:
@@ -252,7 +220,7 @@ def _release(site: Site, box: _Box, seen: _Box) -> Iterator[Finding]:
             yield Finding("release", NOTE, f"{name}: {error.what}", "it is fetched again at `start`")
     box.release = store.newest()
     if box.release is not None:
-        yield _good("release", f"{box.release.folder.name} is verified; {len(box.release.manifest.classes)} classes")
+        yield good("release", f"{box.release.folder.name} is verified; {len(box.release.manifest.classes)} classes")
     elif seen.status is not None and seen.status.release:
         yield Finding(
             "release",
@@ -268,90 +236,3 @@ def _release(site: Site, box: _Box, seen: _Box) -> Iterator[Finding]:
             "sgps-client pull, once it can be reached",
             2,
         )
-
-
-# --- cohorts and budget --------------------------------------------------------------------------------------------------
-def _cohorts(site: Site, release: Release | None) -> Iterator[Finding]:
-    if release is None:
-        yield Finding(
-            "cohorts", NOTE, "not looked at: the classes are those of the release", "sgps-client pull, then check again"
-        )
-        return
-    for cohort in site.config.cohorts:
-        yield from _cohort(site, cohort, release)
-    if not site.state.joinpath("ledger.sqlite").exists():
-        for cohort in site.config.cohorts:
-            yield _budget(site, cohort, [])
-        return
-    with open_ledger(site, CONNECT_SECONDS) as ledger:
-        yield _good("ledger", f"{ledger.verify()} entries; the chain holds")
-        for cohort in site.config.cohorts:
-            yield _budget(site, cohort, _spent(ledger, cohort))
-
-
-def _cohort(site: Site, cohort: Cohort, release: Release) -> Iterator[Finding]:
-    area = "cohort"
-    try:
-        reader = cohort_of(site, cohort.name, release.manifest.classes)
-    except SgpsError as error:
-        yield _bad(area, error)
-        return
-    for problem in reader.problems:
-        what, _, do = problem.partition(" - ")
-        yield Finding(area, BAD, f"{cohort.name}: {what}", do, 2)
-    for note in reader.notes:
-        yield Finding(area, NOTE, f"{cohort.name}: {note}")
-    patients, slots, cap = reader.patients, site.config.slots or 0, site.config.images_per_patient
-    if len(patients) > slots:
-        yield Finding(
-            area,
-            BAD,
-            f"{cohort.name}: {len(patients)} patients, {slots} slots",
-            "raise `slots:` or split the cohort",
-            3,
-        )
-    images = {patient: reader.images(patient) for patient in patients}
-    unread = sum(not _readable(images[p][:cap], site.config.seconds_per_patient) for p in patients)
-    over = sum(len(found) > cap for found in images.values())
-    classes = {label for found in images.values() for label, _ in found}
-    yield _good(
-        area,
-        f"{cohort.name}: {len(patients)} patients in {slots} slots, {sum(map(len, images.values()))} images, "
-        f"{len(classes)} classes; the unit is {cohort.unit_column}",
-    )
-    if over:
-        yield Finding(
-            area, NOTE, f"{cohort.name}: {over} patients have more than {cap} images", "the first ones are taken"
-        )
-    if unread:
-        what = f"{cohort.name}: {unread} patients have images that cannot be read, or not in {site.config.seconds_per_patient:g} s"
-        yield Finding(area, BAD, what, "mend or remove the images; otherwise these patients count as empty records", 2)
-
-
-def _readable(images: list[tuple[str, Callable[[], Any]]], seconds: float) -> bool:
-    try:
-        within(seconds, lambda: [load() for _, load in images])
-    except (InputError, TimeoutError, OSError, ValueError):
-        return False
-    return True
-
-
-def _spent(ledger: Ledger, cohort: Cohort) -> list[Event]:
-    return ledger.spent(cohort.name) if cohort.name in ledger.cohorts() else []
-
-
-def _budget(site: Site, cohort: Cohort, spent: list[Event]) -> Finding:
-    budget, least = cohort.budget, site.config.limits.least_sigma
-    now = accountant.epsilon(spent, budget.delta) if spent else 0.0
-    text = f"{cohort.name}: epsilon {now:.3f} of {budget.epsilon:g} spent at delta {budget.delta:g}"
-    if now > 0.9 * budget.epsilon:
-        return Finding("budget", NOTE, text, "little or nothing is left: new patients form a new cohort")
-    try:
-        sigma = accountant.calibrate(budget.epsilon, budget.delta, 1, spent=spent)
-    except PrivacyError:  # so much is left that the least noise of all fits
-        sigma = accountant.LEAST_SIGMA
-    most = accountant.epsilon([*spent, Event(max(sigma, least), 1.0, 1)], budget.delta)
-    return _good(
-        "budget",
-        f"{text}; a plan needs noise {max(sigma, least):g} or more, and then costs epsilon {most - now:.3f} at most",
-    )

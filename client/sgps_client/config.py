@@ -5,14 +5,15 @@ Paths are relative to the folder of site.yaml.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from sgps.errors import SignatureError
+from sgps.errors import SgpsError, SignatureError
+from sgps.files import read_limited
 from sgps.plan import ClassId, Hex, SiteName
-from sgps.settings import Settings, load
+from sgps.settings import LIMIT, Settings, load, parse
 from sgps.signing import fingerprint, load_public
 
 FILE_NAME = "site.yaml"
@@ -100,6 +101,20 @@ class SiteConfig(Settings):
         return self
 
 
+def _leave_out(data: dict[str, Any], places: set[tuple[int | str, ...]]) -> None:
+    """Takes the keys at fault out of unchecked settings; of cohorts only those at fault."""
+    cohorts = data.get("cohorts")
+    faulty = {place[1] for place in places if place[:1] == ("cohorts",) and len(place) > 1}
+    if faulty and isinstance(cohorts, list):
+        data["cohorts"] = [cohort for number, cohort in enumerate(cohorts) if number not in faulty]
+    for place in places:
+        if place and (place[0] != "cohorts" or not faulty):
+            data.pop(str(place[0]), None)
+    if () in places or data.get("role") not in ("contribute", "receive"):  # incomplete for a contributing site
+        data.setdefault("slots", 60_000)
+        data["role"] = "contribute" if data.get("cohorts") and data.get("role") != "receive" else "receive"
+
+
 @dataclass(frozen=True)
 class Site:
     """A site folder: the settings and where everything lies."""
@@ -111,6 +126,22 @@ class Site:
     def load(cls, file: Path) -> "Site":
         """Raises ConfigError that names every key that does not fit, InputError when the file is missing."""
         return cls(load(file, SiteConfig), file.resolve())
+
+    @classmethod
+    def salvaged(cls, file: Path) -> "Site | None":
+        """What is left of settings with faults, to look further at; None when too little is left. For `check` only."""
+        try:
+            data = parse(read_limited(file, LIMIT).decode("utf-8"), file)
+        except (SgpsError, UnicodeDecodeError):
+            return None
+        for _ in range(3):  # what was hidden by the first faults, and what their removal makes incomplete
+            try:
+                return cls(SiteConfig.model_validate(data), file.resolve())
+            except ValidationError as error:
+                if not isinstance(data, dict):
+                    return None
+                _leave_out(data, {error["loc"][:2] for error in error.errors()})
+        return None
 
     @property
     def name(self) -> str:

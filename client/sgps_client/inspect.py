@@ -91,7 +91,7 @@ class Inspection:
         for one in self.prices:
             lines.append(f"privacy statement of {one.site}")
             lines += [f"  {line}" for line in statement.text(one.stated).splitlines()]
-            again = f"epsilon {one.epsilon:.3f}, mu {one.mu:.4f}; Renyi accounting: epsilon {one.rdp:.3f}"
+            again = f"epsilon {statement.up(one.epsilon)}, mu {one.mu:.4f}; Renyi accounting: epsilon {statement.up(one.rdp)}"
             lines.append(f"  recomputed from its facts: {again}")
         lines += [f"PROBLEM      {problem}" for problem in self.problems]
         return "\n".join(lines)

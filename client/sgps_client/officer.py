@@ -9,7 +9,7 @@ from sgps.errors import RefusedError
 from sgps_client.config import Site
 from sgps_client.round import open_ledger
 from sgps_client.seen import Seen
-from sgps_privacy import accountant
+from sgps_privacy import accountant, statement
 from sgps_privacy.errors import Refused
 from sgps_privacy.ledger import Ledger
 
@@ -43,7 +43,7 @@ class Overview:
 
     def text(self) -> str:
         lines = [
-            f"cohort {a.cohort}: {a.patients} patients, epsilon {a.epsilon:.3f} of {a.budget:g} spent at delta {a.delta:g} (mu {a.mu:.3f})"
+            f"cohort {a.cohort}: {a.patients} patients, epsilon {statement.up(a.epsilon)} of {a.budget:g} spent at delta {a.delta:g} (mu {a.mu:.3f})"
             for a in self.accounts
         ]
         return "\n".join(

@@ -176,13 +176,13 @@ def text(found: Mapping[str, Any]) -> str:
     lines = [
         f"unit: {found['unit']}",
         f"adjacency: {found['adjacency']}",
-        f"epsilon {_up(found['epsilon'])} at delta {found['delta']:g}; mu {found['mu']:.4f} ({exact})",
-        f"replacing one patient by another: epsilon {_up(found['replacing_one_patient'])}",
+        f"epsilon {up(found['epsilon'])} at delta {found['delta']:g}; mu {found['mu']:.4f} ({exact})",
+        f"replacing one patient by another: epsilon {up(found['replacing_one_patient'])}",
         f"meaning: who guesses that a patient took part, with 5 % false alarms, finds at most {share} % of those who did",
         f"mechanism: {sums}, {batch}, noise multiplier {found['sigma']:g}, clip {found['clip']:g} (L2, {scope})",
         f"denominator {found['denominator']}, {found['numbers']} numbers",
         f"noise: {found['noise']}; sampler distance {found['sampler_distance']:.1e}",
-        f"accountant: {found['accountant']}; cross-check: Renyi accounting {_up(found['cross_check_rdp'])}",
+        f"accountant: {found['accountant']}; cross-check: Renyi accounting {up(found['cross_check_rdp'])}",
         f"code {found['code_hash']}; plan {found['plan_hash']}",
         f"cap: epsilon {found['cap_epsilon']:g} for this cohort over all federations",
         f"not covered: {'; '.join(found['not_covered'])}",
@@ -190,6 +190,6 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _up(epsilon: float) -> str:
+def up(epsilon: float) -> str:
     """Three decimals, rounded up: a published epsilon is never below the real one."""
     return f"{math.ceil(epsilon * 1000) / 1000:.3f}"

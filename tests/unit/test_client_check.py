@@ -84,7 +84,7 @@ def test_cohort_problems_are_told_one_by_one(bench: Bench) -> None:
     bench.write(slots=3)
     found = texts(bad(bench))
     assert "raise `slots:`" in found
-    assert "1 patients have images that cannot be read" in found
+    assert "first: " in found and "p1-0.png: is not a picture - mend or remove it" in found
     assert "two diagnoses for one picture" in found
 
 
@@ -131,7 +131,7 @@ def test_a_name_that_is_not_known_is_told(bench: Bench, monkeypatch: pytest.Monk
 def test_the_budget_says_what_a_round_costs_and_when_nothing_is_left(bench: Bench) -> None:
     (line,) = [f for f in checks.run(bench.file) if f.area == "budget"]
     assert "epsilon 0.000 of 3 spent" in line.what
-    assert "needs noise 1.391 or more, and then costs epsilon 2.999 at most" in line.what
+    assert "needs noise 1.391 or more, and then costs epsilon 3.000 at most" in line.what
     from sgps_client.round import open_ledger
     from sgps_privacy.events import Event
     from sgps_privacy.ledger import Order
@@ -140,5 +140,122 @@ def test_the_budget_says_what_a_round_costs_and_when_nothing_is_left(bench: Benc
         ledger.open_cohort("first", [f"patient {p}" for p in range(5)], 3.0, 1e-5)
         ledger.charge(Order(bench.mark, 1, "a" * 64, "rows", Event(1.391, 1.0, 1), 1.0, "first"))
     (line,) = [f for f in checks.run(bench.file) if f.area == "budget"]
-    assert "epsilon 2.999 of 3 spent" in line.what
+    assert "epsilon 3.000 of 3 spent" in line.what
     assert "new cohort" in line.do
+
+
+@pytest.fixture
+def closed(bench: Bench) -> Bench:
+    """The ledger knows the five patients of the cohort."""
+    from sgps_client.round import open_ledger
+
+    with open_ledger(bench.site) as ledger:
+        ledger.open_cohort("first", [f"patient {p}" for p in range(5)], 3.0, 1e-5)
+    return bench
+
+
+def rows(bench: Bench, *changes: tuple[str, str]) -> None:
+    table = bench.folder / "table.csv"
+    text = table.read_text()
+    for old, new in changes:
+        text = text.replace(old, new)
+    table.write_text(text)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_closed_cohort_that_lost_a_patient_is_told_as_start_would(closed: Bench) -> None:
+    assert not bad(closed)
+    rows(
+        closed,
+        ("p4-0,patient 4,df\n", ""),
+        ("p4-1,patient 4,df\n", ""),
+        ("p4-0,patient 4,akiec\n", ""),
+        ("p4-1,patient 4,akiec\n", ""),
+    )
+    kept = {line.split(",")[1] for line in (closed.folder / "table.csv").read_text().splitlines()[1:]}
+    assert len(kept) == 4
+    (finding,) = bad(closed)
+    assert "first: the cohort is closed with other patients: 1 of its 5 patients are missing" in finding.what
+    assert finding.exit_code == 5
+    from sgps_client.round import RoundFailed, open_cohorts, open_ledger
+
+    with open_ledger(closed.site) as ledger, pytest.raises(RoundFailed, match="1 of its 5 patients are missing"):
+        open_cohorts(closed.site, ledger, closed.release)
+
+
+@pytest.mark.usefixtures("online")
+def test_another_column_for_the_patient_is_told(closed: Bench) -> None:
+    closed.write(cohorts=[{**site_bench.settings(closed.mark)["cohorts"][0], "unit_column": "image_id"}])
+    assert "none of its 5 patients is listed now; another column of ids, or another table?" in texts(bad(closed))
+
+
+@pytest.mark.usefixtures("online")
+def test_a_patient_of_two_cohorts_is_told_before_anything_is_closed(bench: Bench) -> None:
+    one = site_bench.settings(bench.mark)["cohorts"][0]
+    bench.write(cohorts=[one, {**one, "name": "second"}])
+    assert "second: cohort 'second': 5 of its patients belong to cohort 'first'" in texts(bad(bench))
+    assert not (bench.folder / "state").exists()
+
+
+@pytest.mark.usefixtures("online")
+def test_cohorts_are_looked_at_before_the_first_pull(bench: Bench) -> None:
+    shutil.rmtree(bench.folder / "releases")
+    (bench.folder / "images" / "p1-0.png").write_bytes(b"nothing")
+    found = checks.run(bench.file)
+    assert "with the catalogue of this installation" in texts(found)
+    assert "p1-0.png: is not a picture" in texts(found)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_fault_in_the_settings_does_not_hide_the_rest(bench: Bench) -> None:
+    (bench.folder / "images" / "p1-0.png").write_bytes(b"nothing")
+    bench.site.tls_key.chmod(0o644)
+    text = bench.file.read_text()
+    bench.file.write_text(text.replace("slots: 8", "slots: many; very many"))
+    found = bad(bench)
+    (settings,) = [f for f in found if f.area == "settings"]
+    assert "slots: 'many; very many' should be a valid integer" in settings.what
+    assert settings.do == "write for example `slots: 200`"
+    assert {"keys", "cohort"} <= {f.area for f in found}
+
+
+@pytest.mark.usefixtures("online")
+def test_a_fault_in_one_cohort_does_not_hide_the_other(bench: Bench) -> None:
+    one = site_bench.settings(bench.mark)["cohorts"][0]
+    bench.write(cohorts=[{**one, "budget": {"delta": 1e-5}}, {**one, "name": "second", "table": "none.csv"}])
+    found = texts(bad(bench))
+    assert "cohorts.0.budget.epsilon: is missing - write for example `epsilon: 3.0`" in found
+    assert "none.csv: does not exist" in found
+
+
+@pytest.mark.usefixtures("online")
+def test_settings_without_a_federation_end_there(bench: Bench) -> None:
+    bench.file.write_text(bench.file.read_text().replace("federation:", "federatoin:"))
+    found = checks.run(bench.file)
+    assert {f.area for f in found} == {"settings"}
+    assert "did you mean `federation`?" in texts(found)
+
+
+@pytest.mark.usefixtures("online")
+def test_the_code_that_a_plan_must_accept_is_shown(bench: Bench) -> None:
+    from sgps.code import contributor_code
+
+    assert contributor_code() in texts(checks.run(bench.file))
+
+
+@pytest.mark.usefixtures("online")
+def test_only_some_bad_pictures_are_named(bench: Bench) -> None:
+    for picture in (bench.folder / "images").iterdir():
+        picture.write_bytes(picture.read_bytes()[:60])
+    found = [f for f in bad(bench) if f.area == "cohort"]
+    assert len(found) == 6
+    assert "and 5 pictures more" in found[-1].what
+
+
+@pytest.mark.usefixtures("online")
+def test_pictures_that_take_too_long_are_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sgps_client.data import cohort as cohorts
+
+    monkeypatch.setattr(cohorts, "read_picture", lambda *_: time.sleep(0.5))
+    bench.write(seconds_per_patient=0.2)
+    assert "the pictures of this patient take longer than 0.2 s" in texts(bad(bench))

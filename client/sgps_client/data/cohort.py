@@ -39,6 +39,10 @@ class Records:
         """(catalogue id, reader) of each picture of a patient, sorted by name. A reader raises InputError on a bad picture."""
         return [(label, partial(read_picture, self._source, name)) for name, label in self._pictures[patient]]
 
+    def where(self, patient: str) -> str:
+        """How an error names the first picture of a patient."""
+        return self._source.where(self._pictures[patient][0][0])
+
     def classes(self) -> dict[str, int]:
         """Catalogue id -> number of patients who have it."""
         ids = [label for pictures in self._pictures.values() for label in {label for _, label in pictures}]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import signal
 import sys
@@ -258,7 +259,7 @@ def _context(
         ],
         "spent": [
             {
-                "site": name, "cohort": a["cohort"], "patients": a["patients"], "epsilon": f"{a['epsilon']:.3f}", "cap": f"{a['budget']:g}",
+                "site": name, "cohort": a["cohort"], "patients": a["patients"], "epsilon": f"{math.ceil(1000 * a['epsilon']) / 1000:.3f}", "cap": f"{a['budget']:g}",
                 "mu": f"{a['mu']:.3f}", "meaning": _meaning(a["mu"]),
             }
             for name, ledger in spent.items()
