@@ -45,6 +45,13 @@ def installed_folder() -> Path:
     raise StateError("the package holds no model.safetensors", where=PACKAGE, do=do)
 
 
+def refuse_empty(texts: Sequence[str]) -> None:
+    """Raises InputError that names the place of an empty text."""
+    for place, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise InputError("is empty", where=f"text {place}", do="describe the disease in a sentence")
+
+
 @dataclass(frozen=True)
 class _Bert:
     """A BERT encoder in eval mode: tensors by their names in the file."""
@@ -138,9 +145,7 @@ class TextEncoder:
         """float32 [n, 384], rows of length 1. Of each text the first 256 tokens count. Raises InputError for an empty text."""
         import torch
 
-        for place, text in enumerate(texts, start=1):
-            if not text.strip():
-                raise InputError("is empty", where=f"text {place}", do="describe the disease in a sentence")
+        refuse_empty(texts)
         rows = np.zeros((len(texts), WIDTH), dtype=np.float32)
         for start in range(0, len(texts), _BATCH):
             tokens = self._tokenizer.encode_batch(list(texts[start : start + _BATCH]))
