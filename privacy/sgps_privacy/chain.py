@@ -12,15 +12,23 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sgps_privacy.errors import Refused
+from sgps_privacy.errors import PrivacyError, Refused
 
 START = "0" * 64
+CLOCK_SLACK = 300.0  # seconds that the clock may have been set back since the last charge
+MEND = "put the newest copy of the whole folder back, from before the damage"
+_DISK = {
+    sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_READONLY: "make it writable for this account",
+    sqlite3.SQLITE_IOERR: "look after the disk",
+    sqlite3.SQLITE_CANTOPEN: "make folder and disk writable for this account",
+}
 SCHEMA = """
 create table if not exists entries (seq integer primary key, kind text not null, federation text not null,
     round integer not null, turn integer not null, body text not null, hash text not null unique) strict;
@@ -47,9 +55,12 @@ class Entry:
 
 
 class Chain:
-    """The entries in one file, made with mode 0600. Verified when opened; raises Refused("damaged")."""
+    """The entries in one file, made with mode 0600. Verified when opened, every page of it: raises Refused("damaged").
+
+    A disk that is full or read-only is the machine's failure, not damage: PrivacyError, and nothing is written."""
 
     def __init__(self, path: Path) -> None:
+        self._name = path.name
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self.db = sqlite3.connect(path, isolation_level=None)
         try:
@@ -57,9 +68,12 @@ class Chain:
             self.db.execute("pragma synchronous=extra")
             self.db.executescript(SCHEMA)
             self.verify()
-        except (sqlite3.DatabaseError, Refused) as error:
+        except sqlite3.Error as error:
             self.db.close()
-            raise Refused("damaged", f"{path.name}: {getattr(error, 'detail', error)}") from None
+            raise self._failure(error) from None
+        except BaseException:
+            self.db.close()
+            raise
 
     def close(self) -> None:
         """Closes the file."""
@@ -68,14 +82,24 @@ class Chain:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing, and durable at its end. Alone with the file from its beginning."""
-        self.db.execute("begin immediate")
         try:
+            self.db.execute("begin immediate")
             yield
             self.db.execute("commit")
-        except BaseException:
-            if self.db.in_transaction:
+        except BaseException as error:
+            with suppress(sqlite3.Error):  # SQLite rolled back by itself, or the journal does it at the next start
                 self.db.execute("rollback")
+            if isinstance(error, sqlite3.OperationalError):
+                raise self._failure(error) from None
             raise
+
+    def _failure(self, error: sqlite3.Error) -> PrivacyError | Refused:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # of the first kind
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return Refused("busy", f"{self._name} is in use by another program: end it and try again")
+        if remedy := _DISK.get(code):
+            return PrivacyError(f"{self._name} cannot be written ({error}): {remedy}; no entry was made")
+        return Refused("damaged", f"{self._name}: {error}: {MEND}")
 
     def append(self, kind: str, facts: dict[str, Any], federation: str = "", round: int = 0, turn: int = 0) -> str:
         """Hash of the new entry. To be called inside a transaction."""
@@ -101,13 +125,26 @@ class Chain:
 
     def verify(self) -> int:
         """Number of entries. Raises Refused("damaged") when one link does not hold."""
+        (found,) = self.db.execute("pragma integrity_check(1)").fetchone()
+        if found != "ok":
+            raise Refused("damaged", f"{self._name}: {' '.join(found.split())}: {MEND}")
         previous, count = START, 0
         for *row, hashed in self.db.execute("select * from entries order by seq"):
             count += 1
             if row[0] != count or _link(previous, row) != hashed:
-                raise Refused("damaged", f"entry {count} does not follow from the one before")
+                raise Refused("damaged", f"{self._name}: entry {count} does not follow from the one before: {MEND}")
             previous = hashed
         return count
+
+    def check_clock(self) -> None:
+        """Raises Refused("plan_time") when this machine's clock is behind the newest charge or commit: what time the plan
+        was made for cannot be told."""
+        for entry in self.entries("CHARGE", "COMMIT")[-1:]:
+            behind = (datetime.fromisoformat(entry.facts["written"]) - datetime.now(UTC)).total_seconds()
+            if behind > CLOCK_SLACK:
+                raise Refused(
+                    "plan_time", f"this machine's clock is {behind:.0f} s behind the ledger's last charge: set it"
+                )
 
 
 def _link(previous: str, row: list[Any]) -> str:

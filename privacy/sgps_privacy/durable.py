@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sgps_privacy.errors import PrivacyError
+
+ROOM = 16 << 20  # bytes, many times a payload
+
 
 def sync_folder(folder: Path) -> None:
     """Makes creations, renames and removals in `folder` durable."""
@@ -33,6 +37,15 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(torn, path)
     sync_folder(path.parent)
+
+
+def check_room(folder: Path) -> None:
+    """Raises PrivacyError when the disk is nearly full: a payload that cannot be kept is a charge lost."""
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize < ROOM:
+        raise PrivacyError(
+            f"less than {ROOM >> 20} MiB are free beside the ledger: free some space; nothing was charged"
+        )
 
 
 def remove_torn(folder: Path) -> None:

@@ -24,9 +24,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from sgps_privacy import accountant
-from sgps_privacy.chain import Chain, Entry
+from sgps_privacy.chain import MEND, Chain, Entry
 from sgps_privacy.cohort import Cohort, fingerprint, rehearsed, site_secret
-from sgps_privacy.durable import make_folder, remove_torn
+from sgps_privacy.durable import check_room, make_folder, remove_torn
 from sgps_privacy.errors import PrivacyError, Refused
 from sgps_privacy.events import Event
 from sgps_privacy.outbox import Outbox
@@ -76,22 +76,31 @@ class Budget:
 
 
 class Ledger:
-    """Opens a folder (made with mode 0700) and verifies the chain. Raises Refused("busy") and Refused("damaged")."""
+    """Opens a folder (made with mode 0700) and verifies the chain. Raises Refused("busy"), Refused("damaged"), and
+    PrivacyError when the folder cannot be written."""
 
     def __init__(self, folder: Path) -> None:
-        make_folder(folder)
-        self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            make_folder(folder)
+            self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError as error:
+            raise PrivacyError(
+                f"{folder} cannot be written ({error.strerror}): make folder and disk writable for this account"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise Refused("busy", "another process uses the ledger") from None
+            raise Refused("busy", "another process uses the ledger: wait for it, or end it") from None
         try:
             remove_torn(folder)
             self.outbox = Outbox(folder / "outbox")
-            self.chain = Chain(folder / "ledger.sqlite")
+            path, secret = folder / "ledger.sqlite", folder / "site.secret"
+            if secret.exists() and not (path.exists() and path.stat().st_size):  # the secret is the younger of the two
+                raise Refused("damaged", f"{path.name} is gone, although {secret.name} is here: {MEND}")
+            self.chain = Chain(path)
             try:
-                self._secret = self._site_secret(folder / "site.secret")
+                self._secret = self._site_secret(secret)
             except BaseException:
                 self.chain.close()
                 raise
@@ -104,11 +113,12 @@ class Ledger:
         known = [entry.facts["secret"] for entry in self.chain.entries("COHORT")]
         if known and not path.exists():
             raise Refused(
-                "damaged", f"{path.name} is missing: without it a patient of an earlier cohort cannot be recognised"
+                "damaged",
+                f"{path.name} is missing: without it a patient of an earlier cohort cannot be recognised: {MEND}",
             )
         secret = site_secret(path)
         if any(name != fingerprint(secret) for name in known):
-            raise Refused("damaged", f"{path.name} is not the secret that the cohorts were closed with")
+            raise Refused("damaged", f"{path.name} is not the secret that the cohorts were closed with: {MEND}")
         return secret
 
     def close(self) -> None:
@@ -198,11 +208,13 @@ class Ledger:
     # --- the round ---------------------------------------------------------------------------------------------------
     def preview(self, order: Order) -> Literal["new", "resend"]:
         """What `answer` would do, without writing. Raises Refused: rolled_back, round_taken, round_lost, damaged,
-        budget."""
+        budget, and plan_time when the clock was set back."""
         self.check_echo(order)
+        self.chain.check_clock()
         if strays := self.outbox.charges() - {charge.hash for charge in self._charges()}:
             raise Refused(
-                "rolled_back", f"{len(strays)} files of the outbox have no charge: the ledger is an older copy"
+                "rolled_back",
+                f"{len(strays)} files of the outbox have no charge: the ledger is an older copy; put the newest one back",
             )
         charge = self._find(order.federation, order.round, "CHARGE")
         if charge is None:
@@ -212,7 +224,7 @@ class Ledger:
             raise Refused("round_taken", f"round {order.round} was charged for another plan")
         if self.outbox.read(charge.hash) is None:
             if self._find(order.federation, order.round, "COMMIT"):
-                raise Refused("damaged", f"the outbox file of round {order.round} is gone")
+                raise Refused("damaged", f"the outbox file of round {order.round} is gone: put it back")
             raise Refused("round_lost", f"round {order.round} was charged and then interrupted")
         return "resend"
 
@@ -230,7 +242,9 @@ class Ledger:
         return payload, self.commit(order, charge.hash, payload)
 
     def charge(self, order: Order) -> str:
-        """Hash of the new CHARGE entry; projection and insert are one transaction. Raises Refused("budget")."""
+        """Hash of the new CHARGE entry; projection and insert are one transaction. Raises Refused("budget"), and
+        PrivacyError while the disk has no room for what would be charged for."""
+        check_room(self.outbox.folder)
         with self.chain.transaction():
             self._check_budget(order)
             facts = {"plan_hash": order.plan_hash, "plan_kind": order.kind, "clip": order.clip, "cohort": order.cohort}
@@ -247,14 +261,17 @@ class Ledger:
             with self.chain.transaction():
                 return self._append("COMMIT", order.federation, order.round, {"charge": charge, "payload": digest})
         if done.facts["payload"] != digest:
-            raise Refused("damaged", f"the outbox file of round {order.round} is not the one that was sent")
+            raise Refused("damaged", f"the outbox file of round {order.round} is not the one that was sent: put it back")
         return done.hash
 
     def check_echo(self, order: Order) -> None:
         """The coordinator's last receipt must be in the chain. None is accepted: it may never have received one."""
         receipts = {entry.hash for entry in self.chain.entries("COMMIT", federation=order.federation)}
         if order.echo is not None and order.echo not in receipts:
-            raise Refused("rolled_back", "the coordinator holds a receipt that this ledger lacks: it is an older copy")
+            raise Refused(
+                "rolled_back",
+                "the coordinator holds a receipt that this ledger lacks: it is an older copy; put the newest one back",
+            )
 
     def forgive(self, federation: str, round: int, echo_shows_no_receipt: bool, officer: str) -> None:
         """Takes a lost round's charge back, in the officer's name: nothing of it ever left, so a fresh run is the

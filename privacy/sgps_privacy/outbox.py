@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from sgps_privacy.durable import make_folder, remove_torn, write_whole
-from sgps_privacy.errors import Refused
+from sgps_privacy.errors import PrivacyError, Refused
 
 
 class Outbox:
@@ -29,8 +29,13 @@ class Outbox:
         return {path.stem for path in self.folder.glob("*.out")}
 
     def write(self, charge: str, payload: bytes) -> None:
-        """Durable and whole when it returns."""
-        write_whole(self.path(charge), hashlib.sha256(payload).digest() + payload)
+        """Durable and whole when it returns. Raises PrivacyError when the disk does not take it: the charge is spent."""
+        try:
+            write_whole(self.path(charge), hashlib.sha256(payload).digest() + payload)
+        except OSError as error:
+            remove_torn(self.folder)
+            why = f"what was charged for cannot be kept ({error.strerror})"
+            raise PrivacyError(f"{why}: mend the disk; the round is lost until the officer forgives it") from error
 
     def read(self, charge: str) -> bytes | None:
         """The payload, or None when there is no file. Raises Refused("damaged") when its digest does not hold."""
@@ -39,5 +44,5 @@ class Outbox:
         except FileNotFoundError:
             return None
         if hashlib.sha256(data[32:]).digest() != data[:32]:
-            raise Refused("damaged", f"{self.path(charge).name} in the outbox does not match its digest")
+            raise Refused("damaged", f"{self.path(charge).name} in the outbox does not match its digest: put it back")
         return data[32:]
