@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sgps import command
+from sgps_client.cli_classes import classes
 from sgps_client.cli_classifier import evaluate, predict, synthesize
 from sgps_client.cli_export import export
 from sgps_client.cli_ledger import ledger, plans
@@ -167,7 +168,7 @@ def forecast(
     _say(as_json, found.facts(), found.text())
 
 
-for _command in (synthesize, predict, evaluate, export):
+for _command in (classes, synthesize, predict, evaluate, export):
     app.command()(_command)
 app.add_typer(ledger, name="ledger")
 app.add_typer(plans, name="plans")

@@ -33,10 +33,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Answers:
-    """predictions: by place in the items, for those that could be read. bad: one line for each of the others."""
+    """predictions: by place in the items, for those that could be read. faults: one line for each of the others."""
 
     predictions: "dict[int, Prediction]"
-    bad: tuple[str, ...]
+    faults: dict[int, str]
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        return tuple(self.faults.values())
 
 
 def gather(paths: Sequence[Path]) -> list[Item]:
@@ -72,14 +76,14 @@ def answer(
 ) -> Answers:
     """strict: the first bad picture is raised as InputError."""
     predictions: dict[int, Prediction] = {}
-    bad: list[str] = []
-    for places, images in _batches(items, bad, strict):
+    faults: dict[int, str] = {}
+    for places, images in _batches(items, faults, strict):
         predictions.update(zip(places, classifier.predict(images), strict=True))
-        progress(len(predictions) + len(bad), len(items))
-    return Answers(predictions, tuple(bad))
+        progress(len(predictions) + len(faults), len(items))
+    return Answers(predictions, faults)
 
 
-def _batches(items: Sequence[Item], bad: list[str], strict: bool) -> "Iterator[tuple[list[int], list[Image]]]":
+def _batches(items: Sequence[Item], faults: dict[int, str], strict: bool) -> "Iterator[tuple[list[int], list[Image]]]":
     places: list[int] = []
     images: list[Image] = []
     for place, item in enumerate(items):
@@ -88,7 +92,7 @@ def _batches(items: Sequence[Item], bad: list[str], strict: bool) -> "Iterator[t
         except InputError as error:
             if strict:
                 raise
-            bad.append(str(error))
+            faults[place] = str(error)
             continue
         places.append(place)
         if len(images) == BATCH or sum(i.width * i.height for i in images) > BATCH_PIXELS:
@@ -99,7 +103,10 @@ def _batches(items: Sequence[Item], bad: list[str], strict: bool) -> "Iterator[t
 
 
 def write_csv(path: Path, classifier: "Classifier", items: Sequence[Item], answers: Answers) -> None:
-    """One line for each picture that could be read; mode 0600, whole or not at all. Raises InputError when `path` exists."""
+    """One line for each picture, in the order given: its answer, or in `fault` why it has none. Mode 0600, whole or not at all.
+
+    Raises InputError when `path` exists.
+    """
     if path.exists():
         raise InputError("exists already", where=path, do="choose another name or remove it")
     out = io.StringIO(newline="")
@@ -114,12 +121,15 @@ def write_csv(path: Path, classifier: "Classifier", items: Sequence[Item], answe
             "p",
             "score",
             *(f"logit {n}" for n in classifier.labels),
+            "fault",
         ]
     )
-    for place, p in sorted(answers.predictions.items()):
+    for place, item in enumerate(items):
+        if place in answers.faults:
+            table.writerow([item.name, *[""] * (6 + len(classifier.labels)), answers.faults[place]])
+            continue
+        p = answers.predictions[place]
         numbers = [f"{p.scores[n]:.6g}" for n in classifier.labels]
         yes = [str(flag).lower() for flag in (p.accepted, p.none_of_these)]
-        table.writerow(
-            [items[place].name, p.label, f"{p.probability:.6g}", *yes, f"{p.p:.6g}", f"{p.score:.6g}", *numbers]
-        )
+        table.writerow([item.name, p.label, f"{p.probability:.6g}", *yes, f"{p.p:.6g}", f"{p.score:.6g}", *numbers, ""])
     write_atomic(path, out.getvalue().encode(), mode=0o600)

@@ -51,6 +51,8 @@ def decode(data: bytes, where: object) -> Image.Image:
         raise _too_many_pixels(where) from error
     except UnidentifiedImageError as error:
         raise InputError("is not a picture", where=where, do=f"give one of {', '.join(FORMATS)}") from error
+    except MemoryError as error:
+        raise InputError("does not fit into memory", where=where, do="export the picture in a smaller size") from error
     except Exception as error:  # Pillow's decoders raise whatever broken bytes make them raise
         raise InputError("is damaged or cut off", where=where, do="export or copy the picture again") from error
 
@@ -76,7 +78,9 @@ def _check_header(image: Image.Image, where: object) -> None:
     if width * height > PIXELS_LIMIT:
         raise _too_many_pixels(where)
     if min(width, height) < LEAST_SIDE:
-        raise InputError(f"is {width}x{height} pixels, the least is {LEAST_SIDE} a side", where=where)
+        raise InputError(
+            f"is {width}x{height} pixels, the least is {LEAST_SIDE} a side", where=where, do="give the whole picture"
+        )
     # The further frames of a camera's MPO file are previews or a second eye; those of a TIFF could be anything.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise InputError("holds several pictures", where=where, do="give each picture as a file of its own")

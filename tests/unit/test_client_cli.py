@@ -107,3 +107,16 @@ def test_the_reference_names_every_code_and_every_word() -> None:
     kinds = {e.exit_code for e in vars(errors).values() if isinstance(e, type) and issubclass(e, errors.SgpsError)}
     assert kinds <= rows
     assert set(re.findall(r"`([a-z_]+)`", text)) >= CODES
+
+
+def test_classes_of_the_catalogue_are_listed_and_found() -> None:
+    every = json.loads(client("classes", "--json").stdout)
+    assert every["exact"] and {"df", "nv", "akiec"} <= {c["id"] for c in every["classes"]}
+    assert "df" in client("classes", "Dermato-Fibroma").stdout.split()
+    near = client("classes", "dermatofibrom of the leg")
+    assert near.returncode == 0
+    assert near.stdout.startswith("no class is called dermatofibrom of the leg; the nearest are\ndf ")
+
+
+def test_version() -> None:
+    assert client("--version").stdout.startswith("sgps-client 0.")

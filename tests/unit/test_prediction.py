@@ -95,7 +95,11 @@ def test_csv(pictures: Path, model: Classifier) -> None:
     write_csv(out, model, items, answers)
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [Path(r["image"]).name for r in rows] == ["b.jpg", "c.png"]
+    assert [Path(r["image"]).name for r in rows] == ["a.jpg", "b.jpg", "c.png"]
+    assert rows[0]["fault"].startswith(f"{pictures / 'folder' / 'a.jpg'}: is damaged")
+    assert not any(value for key, value in rows[0].items() if key not in {"image", "fault"})
+    assert not any(row["fault"] for row in rows[1:])
+    rows = rows[1:]
     first = answers.predictions[1]
     assert float(rows[0]["probability"]) == pytest.approx(first.probability, rel=1e-5)
     assert float(rows[0]["logit mel"]) == pytest.approx(first.scores["mel"], rel=1e-5)

@@ -39,6 +39,8 @@ def decode_dicom(data: bytes, where: object) -> Image.Image:
             return from_array(_pixels(data, where), where)
     except (InputError, ImportError):
         raise
+    except MemoryError as error:
+        raise InputError("does not fit into memory", where=where, do="export it in a smaller size") from error
     except Exception as error:  # pydicom and its decoders raise whatever broken bytes make them raise
         raise InputError(
             "is a DICOM file that cannot be decoded", where=where, do="export it again, uncompressed"
