@@ -31,6 +31,7 @@ _LINES = {
     "revoked": "{site} is revoked",
     "renewed": "the coordinator's certificate was renewed",
     "stopped": "stopped; start again to go on",
+    "ended": "stopped: all rounds are done; start again to serve release {release}",
 }
 
 

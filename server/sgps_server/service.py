@@ -47,6 +47,7 @@ def serve(folder: Folder, settings: Federation, report: Progress, linger: float 
             audit.add("done", rounds=rounds.done, release=name)
             report("done", rounds=rounds.done, release=name)
             _linger(rounds, report, name, linger, stop)
+            report("ended", release=name)
             return 0
         except Stopped:
             report("stopped")

@@ -310,3 +310,4 @@ def test_a_receiving_site_is_never_asked_but_is_served(make: Make) -> None:
     assert f.audit("issued")[0]["sites"] == ["north"]
     coordinator.send_signal(signal.SIGTERM)
     assert coordinator.wait(20) == 0
+    assert f.events()[-1] == {"event": "ended", "time": f.events()[-1]["time"], "release": "0001"}
