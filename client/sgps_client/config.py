@@ -69,7 +69,8 @@ class SiteConfig(Settings):
     slots: public number of record slots; patients beyond it do not fit. images_per_patient, seconds_per_patient: public caps; of
     a patient with more images the first are taken, one that takes longer is the zero record. classes: local label -> catalogue id, or
     `none` to leave its pictures out.
-    approve: `manual` puts every plan that passes the rules to a person before a record is read.
+    approve: `manual` puts every plan that passes the rules to a person before a record is read. encoders: the folder of the text
+    encoder, for releases that do not read texts with the installed one.
     """
 
     site: Annotated[SiteName, Field(examples=["north"])]
@@ -83,6 +84,9 @@ class SiteConfig(Settings):
     seconds_per_patient: Annotated[float, Field(gt=0, le=3600, examples=[30])] = 30.0
     limits: SiteLimits = SiteLimits()
     approve: Literal["automatic", "manual"] = "automatic"
+    encoders: Annotated[
+        str | None, Field(pattern=r"^(open_clip|transformers):.", examples=["open_clip:encoders/biomedclip"])
+    ] = None
     classes: dict[str, ClassId] = {}
     cohorts: tuple[Cohort, ...] = ()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sgps.calibration import Share
     from sgps.classifier import Classifier
+    from sgps.open_encoders import Spec
 
 UNKNOWN = (
     "the sensitivity of the threshold is unknown: one exemplar cannot tell it; measure it with `sgps-client evaluate`"
@@ -109,8 +110,24 @@ def release_of(folder: Path | None, key: Path | None, sha256: str | None, site: 
     return Release.open(folder, key=load_public(key or site.plan_key))  # type: ignore[union-attr]
 
 
+def encoders_of(named: str | None, release: Release, site: Site | None) -> "Spec | None":
+    """The folder of the text encoder: the one that was named, else the site's where this release needs one."""
+    from sgps.open_encoders import Spec
+
+    if named is not None:
+        return Spec.parse(named)
+    if site is None or site.config.encoders is None or release.manifest.text_encoder.kind == "package":
+        return None
+    return Spec.parse(site.config.encoders, site.folder)
+
+
 def make(
-    asked: Asked, release: Release, site: Site | None, with_own_patients: bool, false_alarms: float
+    asked: Asked,
+    release: Release,
+    site: Site | None,
+    with_own_patients: bool,
+    false_alarms: float,
+    encoders: "Spec | None" = None,
 ) -> "tuple[Classifier, list[str]]":
     """The classifier, and what a person should know besides its own notes."""
     if with_own_patients and site is None:
@@ -119,7 +136,7 @@ def make(
     from sgps.synthesis import synthesize
 
     if site is None:
-        return synthesize(asked.exemplars, asked.texts, release, false_alarms=false_alarms), []
+        return synthesize(asked.exemplars, asked.texts, release, false_alarms=false_alarms, encoders=encoders), []
     from sgps_client.own import own_patients
 
     catalogue = Catalogue.load(release.folder / CATALOGUE)
@@ -128,7 +145,13 @@ def make(
     own = own_patients(site, release, ImageEncoder(release), {i: asked.exemplars[name] for i, name in ids.items()})
     features = {ids[i]: rows for i, rows in own.features.items()}
     classifier = synthesize(
-        asked.exemplars, asked.texts, release, own=features, memory=own.memory, false_alarms=false_alarms
+        asked.exemplars,
+        asked.texts,
+        release,
+        own=features,
+        memory=own.memory,
+        false_alarms=false_alarms,
+        encoders=encoders,
     )
     added = [f"{counted(len(rows), 'own patient')} of {name}, added exactly" for name, rows in features.items()]
     missing = [f"the site has no own patients of {name}" for name in asked.exemplars if name not in features]

@@ -39,6 +39,13 @@ def _program(
 Data = Annotated[Path, typer.Option(help="Folder with the image sets of the recipe.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 Threads = Annotated[int, typer.Option(min=1, help="Processor cores to use.")]
+Encoders = Annotated[
+    str | None,
+    typer.Option(
+        help="What reads the texts, open_clip:DIR or transformers:DIR; default: the installed text encoder.",
+        metavar="KIND:DIR",
+    ),
+]
 
 
 @app.command()
@@ -122,6 +129,7 @@ def generator(
     base: Annotated[Path, typer.Option(help="Folder that `sgps pretrain base` made.")],
     out: Annotated[Path, typer.Option(help="Folder for the result; a stopped run continues there.")],
     recipe: Annotated[Path | None, typer.Option(help="YAML file; default: the shipped recipe.")] = None,
+    encoders: Encoders = None,
     seed: Seed = 0,
     threads: Threads = 2,
 ) -> None:
@@ -129,11 +137,12 @@ def generator(
     from sgps.pretrain.process import prepare_process
 
     prepare_process(threads)
+    from sgps.open_encoders import Spec
     from sgps.pretrain.meta import run
     from sgps.pretrain.progress import console
 
     with console() as report:
-        run(data, base, out, recipe, seed, threads, report)
+        run(data, base, out, recipe, seed, threads, report, Spec.parse(encoders) if encoders else None)
 
 
 @pretrain.command()
@@ -144,11 +153,14 @@ def release(
         Path | None,
         typer.Option(help="generator.safetensors of `sgps pretrain generator`; without it the head is untrained."),
     ] = None,
+    encoders: Encoders = None,
 ) -> None:
     """An unsigned release with an empty class memory: `sgps-server init --release OUT` signs it for a federation."""
+    from sgps.open_encoders import Spec
     from sgps.pretrain.assemble import assemble
 
-    typer.echo(f"{out}: sha256 {assemble(base, generator, out)}")
+    spec = Spec.parse(encoders) if encoders else None
+    typer.echo(f"{out}: sha256 {assemble(base, generator, out, encoders=spec)}")
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from sgps.errors import SignatureError
+from sgps.errors import ConfigError, SignatureError
 from sgps.images import batch, views
+from sgps.open_encoders import OpenText, Spec
 from sgps.release import GENERATOR, Release
 from sgps.target import Target
 from sgps.text import TextEncoder
 
-__all__ = ["ImageEncoder", "TextEncoder", "target_of"]
+__all__ = ["ImageEncoder", "TextEncoder", "target_of", "text_encoder_of"]
 BASE, FIXED = "base.", "fixed."
 _BATCH = 32  # pictures at a time: eight views of 32 pictures at 96 px take some 300 MB
 
@@ -27,6 +28,36 @@ def target_of(release: Release) -> Target:
         return Target(release.manifest.architecture.base, base, fixed)
     except ValueError as error:
         raise SignatureError(str(error), where=release.folder / GENERATOR, do="get the release again") from error
+
+
+def text_encoder_of(release: Release, encoders: Spec | None = None) -> TextEncoder | OpenText:
+    """The encoder that read the texts of a release. encoders: the folder that holds it, where it is not the installed one.
+
+    Raises ConfigError when a folder is needed and none is named, or named and not needed; SignatureError when it is not the release's
+    encoder.
+    """
+    wanted = release.manifest.text_encoder
+    if wanted.kind == "package":
+        if encoders is not None:
+            raise ConfigError(
+                f"the release reads texts with the installed {wanted.name}", where="encoders", do="leave it out"
+            )
+        encoder: TextEncoder | OpenText = TextEncoder()
+    elif encoders is None:
+        raise ConfigError(
+            f"the release reads texts with {wanted.name} (SHA-256 {wanted.sha256[:16]}...)",
+            where="encoders",
+            do=f"name its folder: {wanted.kind}:DIR",
+        )
+    else:
+        encoder = OpenText(encoders)
+    if (encoder.kind, encoder.sha256) != (wanted.kind, wanted.sha256):
+        raise SignatureError(
+            f"is not the text encoder of the release: {wanted.name}, SHA-256 {wanted.sha256[:16]}...",
+            where=encoder.folder,
+            do="install its version" if encoder.kind == "package" else "get that folder from the coordinating centre",
+        )
+    return encoder
 
 
 class ImageEncoder:

@@ -25,7 +25,7 @@ BOUNDS = (
     0.05,
     0.02,
 )  # largest coefficient of core, chan, tap: wider destroys trained features (generator note, 5.3)
-TEXT = 384  # width of a sentence embedding
+TEXT = 384  # width of a sentence embedding of the installed text encoder
 HEADS, BOTTLENECK = 4, 32
 MOST_SHOTS = 10.0  # a class of more exemplars says so to its token no louder than this
 
@@ -35,7 +35,7 @@ class ClassInputs:
     """What is known of N classes.
 
     features [N, f]: prototype under the base, memory blended in. shots [N]: exemplars and own patients behind it. row [N, k]: class memory in public
-    coordinates divided by the radius. worth [N]: 0 where no row is used. text [N, 384], attributes [N, a]: clinical text.
+    coordinates divided by the radius. worth [N]: 0 where no row is used. text [N, t], attributes [N, a]: clinical text.
     """
 
     features: Tensor
@@ -50,12 +50,21 @@ class Generator(nn.Module):
     """Everything that is learned. The target network and the head's centre and scale are not part of it."""
 
     def __init__(
-        self, *, layers: int, features: int, attributes: int, coordinates: int = 64, width: int = 64, depth: int = 1
+        self,
+        *,
+        layers: int,
+        features: int,
+        attributes: int,
+        coordinates: int = 64,
+        width: int = 64,
+        depth: int = 1,
+        text: int = TEXT,
     ) -> None:
-        """layers: of the target. features: width of the base's features. attributes: signed attributes of a text."""
+        """layers: of the target. features: width of the base's features. attributes: signed attributes of a text; text: width of its
+        embedding."""
         super().__init__()
         self.image, self.image_kind = nn.Linear(features, width), nn.Parameter(0.1 * torch.randn(width))
-        self.sentence, self.text_kind = nn.Linear(TEXT, width), nn.Parameter(0.1 * torch.randn(width))
+        self.sentence, self.text_kind = nn.Linear(text, width), nn.Parameter(0.1 * torch.randn(width))
         self.attribute = nn.Linear(attributes, width, bias=False)
         self.memory = nn.Linear(coordinates + 1, width, bias=False)
         self.shots = nn.Parameter(0.1 * torch.randn(width))
@@ -72,7 +81,7 @@ class Generator(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.core, self.chan = nn.Linear(width, RANK * RANK), nn.Linear(width, 4 * CHANNEL)
         self.tap = nn.Linear(width, TAPS * CHANNEL)
-        self.text_down = nn.Linear(TEXT + attributes, BOTTLENECK, bias=False)
+        self.text_down = nn.Linear(text + attributes, BOTTLENECK, bias=False)
         self.text_up = nn.Linear(BOTTLENECK, features, bias=False)
         self.token_down, self.token_up = nn.Linear(width, BOTTLENECK), nn.Linear(BOTTLENECK, features, bias=False)
         self.gate = nn.Linear(width, 3)
@@ -90,6 +99,7 @@ class Generator(nn.Module):
                 attributes=tensors["attribute.weight"].shape[1],
                 coordinates=tensors["memory.weight"].shape[1] - 1,
                 width=len(tensors["norm.weight"]),
+                text=tensors["sentence.weight"].shape[1],
                 depth=depth,
             )
             out.load_state_dict({n: t.float() for n, t in tensors.items()})

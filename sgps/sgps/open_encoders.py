@@ -113,6 +113,10 @@ class OpenText:
             )
 
     @property
+    def kind(self) -> str:
+        return self.spec.kind
+
+    @property
     def sha256(self) -> str:
         return self.spec.sha256
 
@@ -293,12 +297,10 @@ def _transformers(spec: Spec) -> tuple[Any, bool]:
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise spec.fault(error) from error
-    pooler, other = [], []
-    for name in sorted(info["missing_keys"]):
-        (pooler if name.startswith("pooler.") else other).append(name)
-    if other:
+    missing = sorted(info["missing_keys"])
+    if other := [n for n in missing if not n.startswith("pooler.")]:
         raise InputError(f"lacks {other[0]}", where=spec.folder, do="save the whole checkpoint")
-    return net.eval().requires_grad_(False), not pooler
+    return net.eval().requires_grad_(False), not missing
 
 
 def _transformers_text(spec: Spec) -> Any:
@@ -326,7 +328,7 @@ def _transformers_text(spec: Spec) -> Any:
         hidden: Tensor = net(**tokens).last_hidden_state
         if first:
             return hidden[:, 0]
-        mask = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        mask: Tensor = tokens["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1)
 
     return encode

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -49,8 +49,12 @@ class Architecture(Settings):
 
 
 class TextEncoder(Settings):
+    """What read every text of the release, and must read those at a site. kind: `package` is the installed all-MiniLM-L6-v2; the others
+    lie in a folder that the site has (`sgps.open_encoders`)."""
+
     name: str
     sha256: Hex
+    kind: Literal["package", "open_clip", "transformers"] = "package"
 
 
 class Provenance(Settings):

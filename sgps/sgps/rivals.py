@@ -10,7 +10,6 @@ from sgps.bank import Bank
 from sgps.catalogue import normal
 
 Array = NDArray[Any]
-SAME_TEXT = 0.94  # cosine of two texts of one disease; of different diseases in the catalogue it is 0.93 at most
 NEAREST = 5  # bank samples of a domain whose mean cosine decides whether an exemplar belongs to it
 
 
@@ -31,13 +30,13 @@ def domain_of(bank: Bank, prototype: Array, centre: Array) -> str:
 
 
 def same_disease(bank: Bank, names: Sequence[str], text: Array) -> set[int]:
-    """Places of bank classes that are the disease itself: by id or name, or because their text says the same.
+    """Places of bank classes that are the disease itself: by id or name, or because their text says the same (cosine above `Bank.same`).
 
-    names: id, name and synonyms. text: unit embedding [384].
+    names: id, name and synonyms. text: unit embedding [t].
     """
     known = {normal(n) for n in names}
     by_name = {i for i, c in enumerate(bank.classes) if {normal(c.id), normal(c.name)} & known}
-    return by_name | {int(i) for i in np.flatnonzero(unit(bank.embedding) @ text > SAME_TEXT)}
+    return by_name | {int(i) for i in np.flatnonzero(unit(bank.embedding) @ text > bank.same)}
 
 
 def choose(

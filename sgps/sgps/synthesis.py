@@ -24,10 +24,11 @@ from sgps.attributes import NAMES, VOCABULARIES, parse, vector
 from sgps.bank import Bank
 from sgps.catalogue import Catalogue, Entry
 from sgps.classifier import Classifier
-from sgps.encoders import ImageEncoder, TextEncoder
+from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError, SignatureError
 from sgps.generator import PARTS, ClassInputs, Generator, linear_head
 from sgps.memory import Memory, blend
+from sgps.open_encoders import Spec
 from sgps.record import Disease, Origin, Record
 from sgps.rehearsal import Judged, calibrate
 from sgps.release import BANK, CATALOGUE, GENERATOR, Release, encoder_sha256
@@ -48,23 +49,27 @@ def synthesize(
     memory: Memory | None = None,
     false_alarms: float = FALSE_ALARMS,
     rivals: int = RIVALS,
+    encoders: Spec | None = None,
 ) -> Classifier:
     """Exemplars of one or several diseases -> classifier.
 
     exemplars: pictures by disease name or catalogue id. One key: the outputs are the disease and at most `rivals` rivals from the
     bank; several keys: these. texts: clinical texts by the same keys; a disease of the catalogue may do without. own: features
     [patients, f] of the site's own patients by the same keys; each counts like an exemplar. memory: another class memory than the
-    release's (`Memory.without`). false_alarms: the stated level of the conformal threshold.
+    release's (`Memory.without`). false_alarms: the stated level of the conformal threshold. encoders: folder of the text encoder, for a
+    release that does not read texts with the installed one.
 
     The order of the keys orders the outputs and changes nothing else. Raises InputError for missing pictures or texts, a text or own
-    patients of no disease, or a level that the bank cannot support; SignatureError for a release that does not fit together.
+    patients of no disease, or a level that the bank cannot support; SignatureError for a release or an encoder that does not fit;
+    ConfigError when the release needs an encoder's folder.
     """
-    return _loaded(release.folder, release.sha256).synthesize(exemplars, texts, own or {}, memory, false_alarms, rivals)
+    loaded = _loaded(release.folder, release.sha256, encoders)
+    return loaded.synthesize(exemplars, texts, own or {}, memory, false_alarms, rivals)
 
 
 @lru_cache(maxsize=2)
-def _loaded(folder: Path, sha256: str) -> "Synthesizer":
-    return Synthesizer(Release.open(folder, sha256=sha256))
+def _loaded(folder: Path, sha256: str, encoders: Spec | None) -> "Synthesizer":
+    return Synthesizer(Release.open(folder, sha256=sha256), encoders)
 
 
 @dataclass(frozen=True)
@@ -112,27 +117,23 @@ class Composition:
 class Synthesizer:
     """A release, loaded once. `synthesize` is the same as the module's function."""
 
-    def __init__(self, release: Release) -> None:
-        """Raises SignatureError when the parts of the release, or the installed text encoder, do not fit its manifest."""
+    def __init__(self, release: Release, encoders: Spec | None = None) -> None:
+        """Raises SignatureError when the parts of the release, or the text encoder, do not fit its manifest."""
         self.release, self.encoder, self.bank = release, ImageEncoder(release), Bank.of(release)
         self.catalogue, self.memory, self.text = (
             Catalogue.load(release.folder / CATALOGUE),
             release.memory(),
-            TextEncoder(),
+            text_encoder_of(release, encoders),
         )
         a = release.manifest.architecture
         where, again = release.folder / GENERATOR, "get the release again"
         if encoder_sha256(release.tensors(GENERATOR, "base."), a, self.memory) != release.manifest.encoder_sha256:
             raise SignatureError("base network and coordinates are not those of the manifest", where=where, do=again)
-        if self.text.sha256 != release.manifest.text_encoder.sha256:
-            name = release.manifest.text_encoder.name
-            raise SignatureError(
-                f"the release needs the text encoder {name}", where=self.text.folder, do="install its version"
-            )
         if unknown := sorted(set(a.learned) - set(PARTS)):
             raise SignatureError(f"unknown learned part {unknown[0]}", where=where, do="update the program")
-        if len(self.bank.classes) < 2 or self.bank.features.shape[1] != self.encoder.target.width:
-            raise SignatureError("does not fit the base network", where=release.folder / BANK, do=again)
+        widths = (self.bank.features.shape[1], self.bank.embedding.shape[1])
+        if len(self.bank.classes) < 2 or widths != (self.encoder.target.width, self.text.width):
+            raise SignatureError("does not fit the encoders", where=release.folder / BANK, do=again)
         scale = release.tensors(GENERATOR, SCALE).get("")
         if scale is None or scale.size != 1:
             raise SignatureError(f"lacks {SCALE}", where=where, do=again)

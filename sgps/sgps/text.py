@@ -99,6 +99,7 @@ class TextEncoder:
     default. Raises InputError when one of them is missing.
     """
 
+    kind = "package"
     name = NAME
     width = WIDTH
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load, save
 
-from sgps.bank import Bank, BankClass, build
+from sgps.bank import SAME_TEXT, Bank, BankClass, build, same_text
 from sgps.catalogue import SHIPPED, Catalogue
 from sgps.code import code_sha256
 from sgps.draw import clinical_text, draw_profile
@@ -19,6 +19,7 @@ from sgps.files import read_limited, sha256_file
 from sgps.generator import PARTS
 from sgps.images import batch
 from sgps.memory import Array, Coordinates, Memory
+from sgps.open_encoders import OpenText, Spec
 from sgps.pretrain.drawn import draw_images
 from sgps.pretrain.recipe import Draw
 from sgps.release import (
@@ -57,16 +58,23 @@ _IDS = {  # set, class -> catalogue id, where the class is not named by its id
 
 
 def assemble(
-    base_dir: Path, generator_file: Path | None, out: Path, catalogue: Path = SHIPPED, name: str = "public"
+    base_dir: Path,
+    generator_file: Path | None,
+    out: Path,
+    catalogue: Path = SHIPPED,
+    name: str = "public",
+    encoders: Spec | None = None,
 ) -> str:
     """Write an unsigned release with an empty class memory to `out`, whole or not at all. Returns the SHA-256 of its manifest.
 
     base_dir: what `sgps pretrain base` made. generator_file: what meta-training made, with `meta.yaml` beside it, which says which
-    learned parts are on; none leaves the head at centred cosine prototypes and the body at the base.
+    learned parts are on; none leaves the head at centred cosine prototypes and the body at the base. encoders: what reads the texts; none
+    is the installed text encoder.
     Raises InputError when a file is missing or the parts belong to different bases, or when `out` exists.
     """
     made = _Made(base_dir)
-    core, learned, meta = _generator(made, generator_file)
+    texts = Texts() if encoders is None else OpenText(encoders)
+    core, learned, meta = _generator(made, generator_file, texts)
     classes = Catalogue.load(catalogue)
     memory = Memory.empty(made.coordinates, classes.ids)
     network_of = made.record["network"]
@@ -79,7 +87,6 @@ def assemble(
         depth=DEPTH,
         learned=learned,
     )
-    texts = Texts()
     bank = made.bank(classes, texts, architecture.size)
     provenance = made.provenance() + _meta_provenance(meta, learned)
     figures = {"base": made.record["figures"], "generator": {k: meta[k] for k in sorted(meta) if k != "made_by"}}
@@ -89,7 +96,7 @@ def assemble(
         name=name,
         federation="none",
         architecture=architecture,
-        text_encoder=TextEncoder(name=texts.name, sha256=texts.sha256),
+        text_encoder=TextEncoder(name=texts.name, sha256=texts.sha256, kind=texts.kind),
         encoder_sha256=encoder_sha256(made.base, architecture, memory),
         classes=classes.ids,
         files={},
@@ -157,8 +164,10 @@ class _Made:
         images = (Image.fromarray(picture((s - first) * patients + p)) for s, p in pairs)
         return [image.resize((size, size), Image.Resampling.BICUBIC) for image in images]
 
-    def bank(self, catalogue: Catalogue, texts: Texts, size: int) -> Bank:
+    def bank(self, catalogue: Catalogue, texts: Texts | OpenText, size: int) -> Bank:
         """The reference bank: the samples of the statistics, more of the smaller classes, and means over what is left."""
+        installed = isinstance(texts, Texts)
+        same = SAME_TEXT if installed else same_text(texts.embed([e.text for e in catalogue.entries]))
         groups: dict[tuple[str, str], list[tuple[str, Array]]] = {}
         for row, feature in zip(self.names["bank"], self.statistics["bank"], strict=True):
             groups.setdefault((row["set"], row["class"]), []).append((row["lesion"], feature))
@@ -182,7 +191,7 @@ class _Made:
             features += [f for _, f in samples]
             label += [place] * len(samples)
         embedding = texts.embed([c.text for c in classes])
-        return build(classes, embedding, np.stack(features).astype(np.float32), np.array(label), means)
+        return build(classes, embedding, np.stack(features).astype(np.float32), np.array(label), means, same=same)
 
     def _class(self, group: str, kind: str, catalogue: Catalogue) -> BankClass:
         if kind.startswith("drawn-"):
@@ -273,7 +282,9 @@ def _meta_provenance(meta: dict[str, Any], learned: Sequence[str]) -> tuple[Prov
     )
 
 
-def _generator(made: _Made, file: Path | None) -> tuple[dict[str, Array], tuple[str, ...], dict[str, Any]]:
+def _generator(
+    made: _Made, file: Path | None, texts: Texts | OpenText
+) -> tuple[dict[str, Array], tuple[str, ...], dict[str, Any]]:
     """Tensors `fixed.*`, `head.scale` and `generator.*`; the parts that are on; what meta-training recorded.
 
     Without a generator the fixed factors take their mean inputs from drawn pictures of the bank.
@@ -283,6 +294,9 @@ def _generator(made: _Made, file: Path | None) -> tuple[dict[str, Array], tuple[
         meta: dict[str, Any] = parse(read_limited(path, 4 << 20).decode(), path)
         if meta["made_by"]["base_sha256"] != made.digest:
             raise InputError("was trained on another base", where=file, do="train the generator on this base")
+        read = meta["made_by"].get("text_encoder")  # records older than open encoders name none: the installed one
+        if read != texts.sha256 if read else texts.kind != "package":
+            raise InputError("was trained with another text encoder", where=file, do="name that one with --encoders")
         if unknown := sorted(set(meta.get("learned", ())) - set(PARTS)):
             raise InputError(f"unknown learned part {unknown[0]}", where=path)
         return dict(load(read_limited(file, _LIMIT))), tuple(p for p in PARTS if p in meta.get("learned", ())), meta

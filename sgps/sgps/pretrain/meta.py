@@ -22,17 +22,19 @@ from sgps.code import code_sha256
 from sgps.errors import InputError, StateError
 from sgps.files import sha256_file, write_atomic
 from sgps.generator import PARTS, Generator
+from sgps.open_encoders import OpenText, Spec
 from sgps.pretrain.meta_episode import Space
 from sgps.pretrain.meta_gate import CANDIDATES, Finding, Judge, Parts, choose, judge_body, judge_head, passes, records
 from sgps.pretrain.meta_pool import DRAWN, MetaPool, PoolBuilder
 from sgps.pretrain.meta_recipe import LeftOut, MetaRecipe, read_meta_recipe
 from sgps.pretrain.meta_train import fit_text, new_generator, readable, train_body, train_head
-from sgps.pretrain.networks import BASE, base_network, load_state
-from sgps.pretrain.own import refuse_other_input
+from sgps.pretrain.networks import base_network, load_state
+from sgps.pretrain.own import input_of
 from sgps.pretrain.progress import Report, Stop, silent, stopping
 from sgps.pretrain.recipe import read_recipe
 from sgps.settings import dump
 from sgps.target import Target, factors, input_means
+from sgps.text import TextEncoder
 
 GENERATOR, FIXED, SCALE = "generator.", "fixed.", "head.scale"
 RESULT, FIGURES = "generator.safetensors", "meta.yaml"
@@ -64,22 +66,23 @@ def read_space(base: Path, pool: MetaPool) -> Space:
     return Space(centre, scale, directions, radius, within)
 
 
-def make_target(base: Mapping[str, Tensor], pool: MetaPool) -> tuple[Target, dict[str, Tensor]]:
+def make_target(base: Mapping[str, Tensor], architecture: str, pool: MetaPool) -> tuple[Target, dict[str, Tensor]]:
     """The frozen side, and its fixed factors from the mean inputs on public training images."""
-    net = base_network(base).eval()
+    net = base_network(base, architecture).eval()
     batches = (c.picture(np.arange(min(_MEANS_FROM, len(c)))) for c in pool.classes)
     fixed = factors(net, input_means(net, batches))
-    return Target(BASE, base, fixed), fixed
+    return Target(architecture, base, fixed), fixed
 
 
-def _claim(work: Path, recipe: MetaRecipe, seed: int, base_sha256: str) -> None:
-    digest = hashlib.sha256(json.dumps([recipe.model_dump(mode="json"), seed, base_sha256]).encode()).hexdigest()
+def _claim(work: Path, recipe: MetaRecipe, seed: int, base_sha256: str, texts: TextEncoder | OpenText) -> None:
+    key = [recipe.model_dump(mode="json"), seed, base_sha256, *([] if texts.kind == "package" else [texts.sha256])]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = work / "run.sha256"
     if not path.exists():
         write_atomic(path, digest.encode())
     elif path.read_text() != digest:
         do = "continue that run, or choose another --out"
-        raise StateError("belongs to another recipe, seed or base", where=work, do=do)
+        raise StateError("belongs to another recipe, seed, base or text encoder", where=work, do=do)
 
 
 def _judges(pool: MetaPool, recipe: MetaRecipe, whole: Generator, copies: Mapping[str, Generator]) -> list[Judge]:
@@ -126,8 +129,9 @@ class _Run:
     ) -> None:
         self.pool, self.recipe, self.space, self.target = pool, recipe, space, target
         self.work, self.seed, self.report, self.stop = work, seed, report, stop
+        text = pool.classes[0].sentences.shape[1]
         self.start = fit_text(
-            new_generator(len(target.layers), target.width, len(space.directions), seed), pool, space, recipe
+            new_generator(len(target.layers), target.width, len(space.directions), seed, text), pool, space, recipe
         )
 
     def head(self, left: LeftOut | None = None) -> Generator:
@@ -171,8 +175,10 @@ def run(
     seed: int = 0,
     threads: int = 1,
     report: Report | None = None,
+    encoders: Spec | None = None,
 ) -> None:
-    """Meta-train and judge. data: public image sets; base: the folder that `sgps pretrain base` made. `out` gets
+    """Meta-train and judge. data: public image sets; base: the folder that `sgps pretrain base` made; encoders: what reads the texts,
+    none is the installed text encoder. `out` gets
 
     generator.safetensors   `generator.*` float16, zero for parts that are off; `fixed.*` factors; `head.scale`
     meta.yaml               which parts are on, all figures, how it was made
@@ -182,13 +188,14 @@ def run(
     """
     if threads < 1:
         raise InputError("must be at least 1", where="threads")
-    plan, meta, show = read_recipe(None), read_meta_recipe(recipe), report or silent
-    refuse_other_input(base, plan)
+    meta, show, given = read_meta_recipe(recipe), report or silent, input_of(base)
+    plan = read_recipe(None).model_copy(update={"size": given.size})
+    texts = TextEncoder() if encoders is None else OpenText(encoders)
     torch.set_num_threads(threads)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
     weights, digest = load_state(base / "base.safetensors"), sha256_file(base / "base.safetensors")
-    _claim(work, meta, seed, digest)
+    _claim(work, meta, seed, digest, texts)
     images = base / "work" / "images" if (base / "work" / "images").is_dir() else work / "images"
     begun = time.process_time()
     with stopping() as stop:
@@ -198,9 +205,9 @@ def run(
             if stop.asked:
                 raise KeyboardInterrupt
 
-        pool = PoolBuilder(data, plan, meta, base_network(weights), digest, images, work, tick).build()
+        pool = PoolBuilder(data, plan, meta, given, weights, digest, texts, images, work, tick).build()
         space = read_space(base, pool)
-        target, fixed = make_target(weights, pool)
+        target, fixed = make_target(weights, given.architecture, pool)
         job = _Run(pool, meta, space, target, work, seed, show, stop)
         whole = job.head()
         copies = {left.name: job.head(left) for left in meta.left_out}
@@ -231,6 +238,7 @@ def run(
         "made_by": {
             "command": f"sgps pretrain generator --seed {seed} --threads {threads}",
             "base_sha256": digest,
+            "text_encoder": texts.sha256,
             "code_sha256": code_sha256("sgps.pretrain", "sgps.draw"),
             "torch": str(torch.__version__),
             "cpu_seconds_of_last_attempt": round(time.process_time() - begun),

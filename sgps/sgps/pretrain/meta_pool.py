@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +13,12 @@ from sgps.attributes import parse, vector
 from sgps.catalogue import Catalogue
 from sgps.draw import clinical_text, draw_profile
 from sgps.errors import ConfigError
+from sgps.open_encoders import OpenText
 from sgps.pretrain.augment import centre_view
 from sgps.pretrain.features import read_features
 from sgps.pretrain.images import Images, Tick, read_images
 from sgps.pretrain.meta_recipe import MetaRecipe
+from sgps.pretrain.networks import Input
 from sgps.pretrain.pool import held_out
 from sgps.pretrain.recipe import Draw, ImageSet, Recipe, refuse_meta_test
 from sgps.text import TextEncoder
@@ -32,7 +33,7 @@ _TEST_ROWS = 400  # lesions of a meta-test class, at most
 class MetaClass:
     """One class. eight [n, f]: eight-view features of one image of each lesion; one [n, f]: of the plain view.
 
-    sentences [t, 384], attributes [t, a]: wordings of its text. picture(rows) -> float [n, 3, s, s] in -1..1.
+    sentences [t, w], attributes [t, a]: wordings of its text. picture(rows) -> float [n, 3, s, s], as the base takes it.
     """
 
     id: str
@@ -102,15 +103,18 @@ class PoolBuilder:
         data: Path,
         recipe: Recipe,
         meta: MetaRecipe,
-        net: Any,
+        given: Input,
+        weights: Mapping[str, Tensor],
         base_sha256: str,
+        texts: TextEncoder | OpenText,
         images: Path,
         work: Path,
         tick: Tick,
     ) -> None:
-        self.data, self.recipe, self.meta, self.net = data, recipe, meta, net
+        self.data, self.recipe, self.meta = data, recipe, meta
+        self.given, self.net = given, given.network(weights)
         self.base_sha256, self.images, self.work, self.tick = base_sha256, images, work, tick
-        self.encoder, self.catalogue = TextEncoder(), Catalogue.load()
+        self.encoder, self.catalogue = texts, Catalogue.load()
 
     def build(self) -> MetaPool:
         """Raises InputError for missing images, ConfigError when a meta-test class would be trained on."""
@@ -191,7 +195,7 @@ class PoolBuilder:
 
             def picture(at: Ints, own: Ints = own) -> Tensor:
                 order, back = np.unique(own[at], return_inverse=True)  # a memory map reads ascending rows
-                return centre_view(images.pixels[order], size)[torch.from_numpy(back)]
+                return self.given.normalised(centre_view(images.pixels[order], size))[torch.from_numpy(back)]
 
             out.append(
                 MetaClass(

@@ -31,7 +31,7 @@ _BODY = ("decoder.", "norm.", "layer", "core.", "chan.", "tap.")
 _FAST = ("core.", "chan.", "tap.", "text_", "token_", "gate.", "memory.", "attribute.")
 
 
-def new_generator(layers: int, features: int, coordinates: int, seed: int) -> Generator:
+def new_generator(layers: int, features: int, coordinates: int, seed: int, text: int = TEXT) -> Generator:
     """A generator whose every part contributes exactly zero.
 
     What reads a text starts at zero and what writes its residual at random, not the other way round: an attribute that training
@@ -40,7 +40,13 @@ def new_generator(layers: int, features: int, coordinates: int, seed: int) -> Ge
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         made = Generator(
-            layers=layers, features=features, attributes=len(NAMES), coordinates=coordinates, width=WIDTH, depth=DEPTH
+            layers=layers,
+            features=features,
+            attributes=len(NAMES),
+            coordinates=coordinates,
+            width=WIDTH,
+            depth=DEPTH,
+            text=text,
         )
         with torch.no_grad():
             for weight in (
@@ -80,7 +86,7 @@ def fit_text(generator: Generator, pool: MetaPool, space: Space, recipe: MetaRec
     root = s[:k].sqrt()
     made.text_down.weight.zero_()
     made.text_up.weight.zero_()
-    made.text_down.weight[:k, TEXT:] = (u[:, :k] * root).T.float()
+    made.text_down.weight[:k, made.sentence.in_features :] = (u[:, :k] * root).T.float()
     made.text_up.weight[:, :k] = (vh[:k].T * root).float()
     return made
 
@@ -202,11 +208,11 @@ def train_head(
 @torch.no_grad()
 def _keep_unread(generator: Generator, mask: Tensor, sentence: bool) -> None:
     """What may not be read stays zero, whatever the optimizer's moments say."""
-    generator.text_down.weight[:, TEXT:] *= mask
+    generator.text_down.weight[:, generator.sentence.in_features :] *= mask
     generator.attribute.weight *= mask
     if not sentence:
         for weight in (
-            generator.text_down.weight[:, :TEXT],
+            generator.text_down.weight[:, : generator.sentence.in_features],
             generator.sentence.weight,
             generator.sentence.bias,
             generator.text_kind,

@@ -73,6 +73,13 @@ class Input:
         net = base_network(weights, self.architecture).eval()
         return net if self.mean == self.std == HALF else Renormalised(net, self.mean, self.std)
 
+    def normalised(self, x: Tensor) -> Tensor:
+        """Images with mean = std = 0.5, [n, 3, s, s], as this network takes them."""
+        if self.mean == self.std == HALF:
+            return x
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return ((x + 1) / 2 - mean) / std
+
 
 class Renormalised(nn.Module):
     """A network that wants another mean and std, for images with mean = std = 0.5."""

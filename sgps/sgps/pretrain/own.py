@@ -14,8 +14,7 @@ from torch import Tensor
 
 from sgps.errors import ConfigError, InputError
 from sgps.files import read_limited
-from sgps.pretrain.networks import BASE, HALF, Input, rounded
-from sgps.pretrain.recipe import Recipe
+from sgps.pretrain.networks import BASE, Input, rounded
 from sgps.settings import parse
 from sgps.target import network
 
@@ -121,20 +120,13 @@ def _state(data: bytes, wanted: dict[str, Tensor], own: Own) -> dict[str, Tensor
     return out
 
 
-def refuse_other_input(base: Path, recipe: Recipe) -> None:
-    """Raises InputError when the base in this folder takes other images than the recipe makes: only `sgps pretrain base` and a
-    release without generator know every input."""
+def input_of(base: Path) -> Input:
+    """What the base network in this folder takes. Raises InputError when `base.yaml` is missing, ConfigError when it is not one."""
     path = base / "base.yaml"
     made = parse(read_limited(path, 4 << 20).decode(), path)["network"]
-    found = Input(
+    return Input(
         made["architecture"],
         int(made["size"]),
         _channels([float(x) for x in made["mean"]], "mean"),
         _channels([float(x) for x in made["std"]], "std"),
     )
-    if found != Input(BASE, recipe.size, HALF, HALF):
-        raise InputError(
-            f"the generator is trained for {BASE} at {recipe.size} px with mean and std 0.5 alone",
-            where=path,
-            do="make a release of this base without --generator",
-        )
