@@ -16,20 +16,27 @@ SITE_YAML = Path("site.yaml")
 
 @ledger.command()
 def show(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
-    """Every entry, and what each cohort has spent and has left."""
-    from sgps_client import officer
+    """What each cohort has spent and has left, by federation and round, and every entry."""
+    from rich.console import Console
 
-    found = officer.overview(config)
-    typer.echo(json.dumps(found.facts(), ensure_ascii=False) if as_json else found.text())
+    from sgps_client.ledger_view import overview
+
+    found = overview(config)
+    if as_json:
+        typer.echo(json.dumps(found.facts(), ensure_ascii=False))
+    else:
+        found.draw(Console(highlight=False, markup=False))
 
 
 @ledger.command()
 def verify(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
-    """Check the hash chain and the outbox."""
-    from sgps_client import officer
+    """Check the hash chain, the order of its entries and the outbox; recompute epsilon and mu with two accountants."""
+    from sgps_client.ledger_verify import verify as verified
 
-    count = officer.verify(config)
-    _say(as_json, {"entries": count, "ok": True}, f"{count} entries; every one follows from the one before")
+    found = verified(config)
+    _say(as_json, found.facts(), found.text())
+    if found.problems:
+        raise typer.Exit(found.exit_code)
 
 
 @ledger.command()
