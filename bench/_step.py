@@ -24,9 +24,11 @@ from sgps.plan import Plan
 from sgps.release import Release
 from sgps.settings import dump
 from sgps.signing import fingerprint
+from sgps_client import kinds
 from sgps_client import round as rounds_at_site
 from sgps_client.config import Site
-from sgps_client.records import Record, cohort_of, encoded
+from sgps_client.kinds import Record
+from sgps_client.records import cohort_of, encoded
 from sgps_client.rules import check
 from sgps_privacy import egress, engine, statement
 from sgps_privacy.audit import without_noise
@@ -36,7 +38,8 @@ from sgps_privacy.ledger import Order
 from sgps_privacy.noise import Grid
 from sgps_privacy.terms import Terms
 from sgps_server.config import Federation, Listen
-from sgps_server.plans import PlanOffice, accepted_code, rows_terms
+from sgps_server.kinds import CONDUCT, terms_of
+from sgps_server.plans import PlanOffice, accepted_code
 
 Floats = NDArray[np.float64]
 Rounds = type[PrivateRound]
@@ -71,6 +74,7 @@ class Step:
     terms: Terms
     start: Mapping[str, NDArray[np.float32]]
     facts: Mapping[str, Any]
+    release: Release
     accepted: bool
     rounds: Rounds = PrivateRound
 
@@ -108,7 +112,9 @@ class Step:
             return self.rounds.run(work, *args)
 
         with patch.object(engine, "PrivateRound", type("Watched", (self.rounds,), {"run": run})):
-            train = rounds_at_site._trainer(self.site, self.plan, self.terms, self.start, records, self.facts)
+            train = rounds_at_site._trainer(
+                self.site, self.plan, self.terms, self.start, records, self.facts, self.release
+            )
         return train, seen
 
     def __call__(self, records: Sequence[Record | None]) -> Sent:
@@ -132,7 +138,7 @@ class SiteFolder:
         self.sites = {e: self._site(folder, e, slots) for e in budgets}
         site = next(iter(self.sites.values()))
         reader = cohort_of(site, "first", release.manifest.classes)
-        self.records = encoded(reader, ImageEncoder(release), release, site)
+        self.records = kinds.records("rows", release, encoded(reader, ImageEncoder(release), release, site))
 
     def _draw(self, folder: Path, patients: int) -> None:
         names = [n for n in PRESETS if n in self.release.manifest.classes]
@@ -166,11 +172,12 @@ class SiteFolder:
         settings = Federation(
             name="derm", url="https://localhost:8443", listen=listen, rounds=1, epsilon=epsilon, delta=DELTA, quorum=1
         )
-        width = len(self.release.memory().coordinates.directions)
-        office = PlanOffice(settings, self.release.manifest, width, self.key)
-        terms = {**rows_terms(settings), **changes}
-        plan, _ = office.plan(1, 1, terms, accepted_code(settings), ["north"], {})
-        return plan, office.start
+        office = PlanOffice(settings, self.release.manifest, self.key)
+        planned = terms_of(settings, "rows", None, self.release).to_mapping()
+        terms = Terms.from_mapping({**planned, **changes})
+        start = CONDUCT["rows"].start(self.release, terms)
+        plan, _ = office.plan(1, 1, terms, start, accepted_code(settings), ["north"], {}, centres={}, quorum=1)
+        return plan, start
 
     def step(self, epsilon: float, name: str = AS_PLANNED, **changes: Any) -> Step:
         """The step of the site for such a plan. Its rules are asked first; terms beyond them get a statement all the same."""
@@ -179,14 +186,14 @@ class SiteFolder:
         if "steps" not in changes:
             terms = check(site, plan, start, self.release, 0, time.time())
             with self.ledger(epsilon) as ledger:
-                facts = rounds_at_site._facts(site, ledger, self.order(plan, terms), terms, start)
-            return Step(name, site, plan, terms, start, facts, accepted=True)
+                facts = rounds_at_site._facts(site, ledger, self.order(plan, terms, start), terms)
+            return Step(name, site, plan, terms, start, facts, self.release, accepted=True)
         terms = Terms.from_mapping(plan.terms)
         facts = statement.statement(
             terms, [Event(terms.sigma, terms.q, terms.steps)], delta=DELTA, cap=epsilon,
             numbers=sum(a.size for a in start.values()), code_hash=plan.code[0], plan_hash=plan.sha256(),
         )  # fmt: skip
-        return Step(name, site, plan, terms, start, facts, accepted=False)
+        return Step(name, site, plan, terms, start, facts, self.release, accepted=False)
 
     @contextmanager
     def ledger(self, epsilon: float) -> Iterator[Any]:
@@ -196,8 +203,11 @@ class SiteFolder:
             yield ledger
 
     @staticmethod
-    def order(plan: Plan, terms: Terms) -> Order:
-        return Order.of(terms, federation=plan.federation, round=plan.round, plan_hash=plan.sha256(), cohort="first")
+    def order(plan: Plan, terms: Terms, start: Mapping[str, NDArray[np.float32]]) -> Order:
+        return Order.of(
+            terms, federation=plan.federation, round=plan.round, plan_hash=plan.sha256(), cohort="first",
+            numbers=sum(a.size for a in start.values()),
+        )  # fmt: skip
 
 
 def steps(folder: SiteFolder, epsilon: float) -> list[Step]:

@@ -13,7 +13,7 @@ from scipy.stats import chi2, chisquare, fisher_exact, kstest
 from bench._step import AS_PLANNED, Floats, Step
 from bench._step_games import along, game, point
 from sgps.memory import COUNTS, ROWS
-from sgps_client.records import Record
+from sgps_client.kinds import Record
 from sgps_privacy import statement
 from sgps_privacy.audit import Verdict
 from sgps_privacy.engine import PrivateRound

@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from bench._step import DELTA, Floats, Step
 from sgps.memory import COUNTS, ROWS
-from sgps_client.records import Record
+from sgps_client.kinds import Record
 from sgps_privacy.accountant import gaussian_epsilon
 from sgps_privacy.attacks import FAR, epsilon_bound, mu_bound, one_run_bound
 

@@ -60,7 +60,7 @@ def charge(folder: SiteFolder, step: Step, epsilon: float) -> Verdict:
     """A whole round through the ledger: what is charged is the sigma of the statement, and epsilon stays within the budget."""
     train, _ = step.trainer(folder.records)
     with folder.ledger(epsilon) as ledger:
-        payload, _ = ledger.answer(folder.order(step.plan, step.terms), train)
+        payload, _ = ledger.answer(folder.order(step.plan, step.terms, step.start), train)
         events = ledger.spent("first")
     said = egress.decode(payload).statement
     total = accountant.epsilon(events, DELTA)

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from sgps.errors import SgpsError, SignatureError
 from sgps.files import read_limited
-from sgps.plan import ClassId, Hex, SiteName
+from sgps.plan import ClassId, Hex, KindName, SiteName
 from sgps.settings import LIMIT, Settings, load, parse
 from sgps.signing import fingerprint, load_public
 
@@ -44,15 +44,43 @@ class Cohort(Settings):
     budget: Annotated[Budget, Field(examples=["{epsilon: 3.0, delta: 1.0e-5}"])]
 
 
-class SiteLimits(Settings):
-    """Hard limits for plans; a plan outside is refused before a record is read. The defaults admit one `rows` round at a time."""
+class KindLimits(Settings):
+    """Hard limits for one kind of plan; a plan outside is refused before a record is read. Units: `sgps_privacy.terms.Terms`."""
 
     least_sigma: Annotated[float, Field(ge=0.3)] = 0.6
     most_clip: Annotated[float, Field(gt=0, le=1.0)] = 1.0
     most_steps: Annotated[int, Field(ge=1, le=1)] = 1
     most_q: Annotated[float, Field(ge=1.0, le=1.0)] = 1.0
     denominator: Annotated[int, Field(ge=1, le=1)] = 1
-    kinds: tuple[Literal["rows"], ...] = ("rows",)
+
+
+class SiteMeanLimits(KindLimits):
+    """A fifth of the budget's mu^2 goes into it, so its noise is more than twice that of the `rows` that follow."""
+
+    least_sigma: Annotated[float, Field(ge=0.3)] = 1.2
+
+
+class EpisodesLimits(KindLimits):
+    """denominator: public number of patients for each step, the same at all sites. most_numbers: in one noised sum. parameters: of
+    the generator that may be trained; all that the release allows where none are named."""
+
+    least_sigma: Annotated[float, Field(ge=0.3)] = 2.0
+    most_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    most_q: Annotated[float, Field(gt=0, le=1.0)] = 1.0
+    denominator: Annotated[int, Field(ge=1, le=60_000)] = 64
+    most_numbers: Annotated[int, Field(ge=1, le=1_000_000)] = 5000
+    parameters: tuple[str, ...] = ()
+
+
+class SiteLimits(KindLimits):
+    """kinds: that this site takes part in. The keys beside it are those of `rows`."""
+
+    kinds: tuple[KindName, ...] = ("rows",)
+    site_mean: SiteMeanLimits = SiteMeanLimits()
+    episodes: EpisodesLimits = EpisodesLimits()
+
+    def of(self, kind: KindName) -> KindLimits:
+        return {"rows": self, "site_mean": self.site_mean, "episodes": self.episodes}[kind]
 
 
 class FederationAddress(Settings):

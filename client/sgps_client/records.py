@@ -1,4 +1,4 @@
-"""A cohort as records: images read within public caps, encoded, averaged per patient and class, placed in the class memory.
+"""A cohort as features: images read within public caps and encoded. What a kind of round makes of them: `sgps_client.kinds`.
 
 A patient that cannot be read in time, or at all, is the zero record (None). Nobody is told which.
 """
@@ -6,13 +6,12 @@ A patient that cannot be read in time, or at all, is the zero record (None). Nob
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgps.errors import ConfigError, InputError
-from sgps.memory import COUNTS, ROWS, Coordinates, record
 from sgps.release import Release
 from sgps_client.config import Site
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from sgps.encoders import ImageEncoder
     from sgps_client.data import Records
 
-Record = dict[str, NDArray[np.float32]]
+Patient = dict[int, NDArray[np.float32]]  # class index -> features [images, f] of one patient's images of that class
 T = TypeVar("T")
 
 
@@ -40,10 +39,10 @@ class _Prepared:
     """Encoded cohorts of this process, so that a round that was not ready in time is ready at the next attempt."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str, str, tuple[str, ...]], list[Record | None]] = {}
+        self.kept: dict[tuple[str, str, str, tuple[str, ...]], list[Patient | None]] = {}
         self.encoder: tuple[str, ImageEncoder] | None = None
 
-    def records(self, site: Site, release: Release, cohort: str, reader: "Records") -> list[Record | None]:
+    def patients(self, site: Site, release: Release, cohort: str, reader: "Records") -> list[Patient | None]:
         key = (str(site.file), cohort, release.manifest.encoder_sha256, tuple(reader.patients))
         if key not in self.kept:
             self.kept[key] = encoded(reader, self._encoder(release), release, site)
@@ -61,18 +60,18 @@ class _Prepared:
 _prepared = _Prepared()
 
 
-def prepared(site: Site, release: Release, cohort: str, reader: "Records | None" = None) -> Sequence[Record | None]:
-    """The records of a cohort, read and encoded once in the life of the process. Nothing is spent by it.
+def prepared(site: Site, release: Release, cohort: str, reader: "Records | None" = None) -> Sequence[Patient | None]:
+    """The patients of a cohort, read and encoded once in the life of the process. Nothing is spent by it.
 
     reader: whose list of patients the ledger knows; without it the list is read here, and nothing vouches for it.
 
     Raises InputError when there are more patients than slots, or the list cannot be read.
     """
-    return _prepared.records(site, release, cohort, reader or cohort_of(site, cohort, release.manifest.classes))
+    return _prepared.patients(site, release, cohort, reader or cohort_of(site, cohort, release.manifest.classes))
 
 
-def encoded(reader: "Records", encoder: "ImageEncoder", release: Release, site: Site) -> list[Record | None]:
-    """One record for each patient of `reader`, in its order."""
+def encoded(reader: "Records", encoder: "ImageEncoder", release: Release, site: Site) -> list[Patient | None]:
+    """The features of each patient of `reader`, in its order."""
     config = site.config
     if config.slots is None or len(reader.patients) > config.slots:
         raise InputError(
@@ -80,13 +79,13 @@ def encoded(reader: "Records", encoder: "ImageEncoder", release: Release, site: 
             where=site.file,
             do="raise slots, or split the cohort",
         )
-    coordinates, classes = release.memory().coordinates, release.manifest.classes
-    found: list[Record | None] = []
+    classes = release.manifest.classes
+    found: list[Patient | None] = []
     for patient in reader.patients:
         end = time.monotonic() + config.seconds_per_patient
         try:
             images = within(config.seconds_per_patient, lambda p=patient: _read(reader, p, config.images_per_patient))  # type: ignore[misc]
-            one = _record(images, encoder, coordinates, classes)
+            one = _features(images, encoder, classes)
         except Exception:  # noqa: BLE001  any message may name a patient, and any failure is the zero record
             one = None
         found.append(one if time.monotonic() <= end else None)
@@ -97,16 +96,10 @@ def _read(reader: "Records", patient: str, most: int) -> list[tuple[str, "Image"
     return [(label, load()) for label, load in reader.images(patient)[:most]]
 
 
-def _record(
-    images: list[tuple[str, "Image"]], encoder: "ImageEncoder", coordinates: Coordinates, classes: Sequence[str]
-) -> Record:
-    features = np.asarray(encoder.features([image for _, image in images]), dtype=np.float64)
+def _features(images: list[tuple[str, "Image"]], encoder: "ImageEncoder", classes: Sequence[str]) -> Patient:
+    features = np.asarray(encoder.features([image for _, image in images]), dtype=np.float32)
     labels = np.array([label for label, _ in images])
-    means: dict[int, NDArray[Any]] = {
-        classes.index(c): features[labels == c].mean(0) for c in sorted({*labels.tolist()})
-    }
-    rows, counts = record(coordinates, means, len(classes))
-    return {ROWS: rows.astype(np.float32), COUNTS: counts.astype(np.float32)}
+    return {classes.index(c): features[labels == c] for c in sorted({*labels.tolist()})}
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:

@@ -10,19 +10,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sgps import site_mean
 from sgps.code import contributor_code
 from sgps.errors import SgpsError
-from sgps.memory import COUNTS, ROWS
+from sgps.kinds import KINDS
 from sgps.plan import Plan, SignedPlan
 from sgps.release import Release
-from sgps_client import approval, log
+from sgps_client import approval, kinds, log
 from sgps_client.config import Site
-from sgps_client.records import Record, cohort_of, prepared
+from sgps_client.records import Patient, cohort_of, prepared
 from sgps_client.rules import CLOCK_SLACK, MOST_WAIT, Arrays, check, here, opened
 from sgps_client.seen import Seen
 from sgps_client.store import Store
@@ -90,7 +92,8 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
         )  # without opening: only if this round is charged
         terms = check(site, plan, arrays, release, 0 if charged else _last_round(site, ledger, seen, plan), time.time())
         Seen(signed, seen.charged).write(site)
-        cohort, reader = (charged, None) if charged else _next_cohort(site, ledger, plan, here(release))
+        centre = None if charged else _centre(site, ledger, plan, here(release))
+        cohort, reader = (charged, None) if charged else _next_cohort(site, ledger, plan, here(release), centre)
         order = Order.of(
             terms,
             federation=plan.federation,
@@ -98,6 +101,7 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
             plan_hash=plan.sha256(),
             cohort=cohort,
             echo=plan.echo.get(site.name),
+            numbers=sum(a.size for a in arrays.values()),
         )
         if ledger.preview(order) == "resend":
             payload, receipt = ledger.answer(order, _never)
@@ -106,14 +110,16 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
                 round=plan.round, attempt=plan.attempt, cohort=cohort, receipt=receipt,
             )  # fmt: skip
             return egress.decode(payload).with_receipt(receipt)
-        facts = _facts(site, ledger, order, terms, arrays)
+        facts = _facts(site, ledger, order, terms)
         _tell_cost(ledger, plan, order, facts)
         if not approval.given(site, plan, cohort, facts):
             raise RoundFailed(
-                f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {facts['epsilon']:.3f} in all",
+                f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {statement.up(facts['epsilon'])} in all",
                 do=f"sgps-client plans approve {plan.sha256()[:12]} --officer NAME",
             )
-        train = _trainer(site, plan, terms, arrays, _records(site, plan, here(release), cohort, reader), facts)
+        patients = _patients(site, plan, here(release), cohort, reader)
+        records = kinds.records(plan.kind, here(release), patients, None if centre is None else centre.offset)
+        train = _trainer(site, plan, terms, arrays, records, facts, here(release))
         if time.time() > plan.answer_at:
             raise RoundFailed(
                 f"round {plan.round}: the records were not ready at answer_at; nothing was charged",
@@ -125,7 +131,7 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
             payload, receipt = ledger.answer(order, train)
         log.current()(
             "charged",
-            f"round {plan.round}: charged to cohort {cohort}: {facts['epsilon']:.3f} of epsilon {facts['cap_epsilon']:g} is spent "
+            f"round {plan.round}: charged to cohort {cohort}: {statement.up(facts['epsilon'])} of epsilon {facts['cap_epsilon']:g} is spent "
             f"in this federation (mu {facts['mu']:.3f}); the noised sum waits for answer_at",
             round=plan.round, cohort=cohort, sigma=terms.sigma, epsilon=facts["epsilon"], mu=facts["mu"], receipt=receipt,
             budget=facts["cap_epsilon"], delta=facts["delta"], seconds=round(time.monotonic() - start, 3),
@@ -158,19 +164,50 @@ def _last_round(site: Site, ledger: Ledger, seen: Seen, plan: Plan) -> int:
     return max(known, default=0)
 
 
-def _next_cohort(site: Site, ledger: Ledger, plan: Plan, release: Release) -> "tuple[str, Records]":
+@dataclass(frozen=True)
+class Centre:
+    """The noised mean of an earlier `site_mean` round, exactly as it left. offset: [k], feature units. cohort: whose it is."""
+
+    cohort: str
+    offset: NDArray[np.float64]
+
+
+def _centre(site: Site, ledger: Ledger, plan: Plan, release: Release) -> Centre | None:
+    """What the plan centres this site's records by. The plan names the receipt, the receipt names the bytes in the outbox, and the
+    plan's hash covers the receipt: what shapes the payload stands in the payload's identity. Raises Refused("plan_centre")."""
+    if not plan.centres:
+        return None
+    found = ledger.released(plan.federation, plan.centres[site.name])
+    if found is None or found[0]["plan_kind"] != "site_mean":
+        raise Refused(
+            "plan_centre", "the receipt that the plan centres by is not one of a site_mean round in this ledger"
+        )
+    facts, arrays = found[0], egress.decode(found[1]).arrays
+    coordinates = release.memory().coordinates
+    offset = site_mean.offset(arrays[site_mean.SUM], arrays[site_mean.COUNT], float(facts["sigma"]), coordinates)
+    return Centre(str(facts["cohort"]), offset)
+
+
+def _next_cohort(
+    site: Site, ledger: Ledger, plan: Plan, release: Release, centre: Centre | None
+) -> "tuple[str, Records]":
+    """A centred round takes the cohort whose mean it is centred by; any other the one whose turn it is."""
     readers = open_cohorts(site, ledger, release)
-    name = ledger.next_cohort(plan.federation, plan.kind, plan.round)
+    name = ledger.next_cohort(plan.federation, plan.kind, plan.round, once=KINDS[plan.kind].once)
     if name is None:
         raise Refused(
             "budget", "no cohort has budget left that did not pay for a round of this kind in this federation"
         )
+    if centre is not None and name != centre.cohort:
+        raise Refused(
+            "plan_centre", f"the plan centres by the mean of cohort {centre.cohort}, but it is the turn of {name}"
+        )
     return name, readers[name]
 
 
-def _records(
+def _patients(
     site: Site, plan: Plan, release: Release, cohort: str, reader: "Records | None"
-) -> Sequence[Record | None]:
+) -> Sequence[Patient | None]:
     try:
         return prepared(site, release, cohort, reader)
     except (SgpsError, PrivacyError, OSError) as error:
@@ -184,14 +221,14 @@ def _tell_cost(ledger: Ledger, plan: Plan, order: Order, facts: Mapping[str, Any
     after = accountant.epsilon([*spent, order.event], budget.delta)
     log.current()(
         "cost",
-        f"round {plan.round}: the plan is within this site's limits; it takes cohort {order.cohort} from epsilon {now:.3f} to "
-        f"{after:.3f} of {budget.epsilon:g} (noise {order.event.sigma:g}); nothing is spent yet",
+        f"round {plan.round}: the plan is within this site's limits; it takes cohort {order.cohort} from epsilon {statement.up(now)} to "
+        f"{statement.up(after)} of {budget.epsilon:g} (noise {order.event.sigma:g}); nothing is spent yet",
         round=plan.round, plan=order.plan_hash, cohort=order.cohort, sigma=order.event.sigma, mu=facts["mu"],
         epsilon=after, budget=budget.epsilon, delta=budget.delta,
     )  # fmt: skip
 
 
-def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms, arrays: Arrays) -> dict[str, Any]:
+def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms) -> dict[str, Any]:
     """The privacy statement, before the charge, when a mistake costs nothing yet."""
     budget = ledger.budget(order.cohort)
     unit = next(c.unit_column for c in site.config.cohorts if c.name == order.cohort)
@@ -200,7 +237,8 @@ def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms, arrays: Array
         [*ledger.spent(order.cohort, order.federation), order.event],
         delta=budget.delta,
         cap=budget.epsilon,
-        numbers=sum(a.size for a in arrays.values()),
+        numbers=order.numbers,
+        most_numbers=ledger.most_numbers(order.cohort, order.federation),
         code_hash=contributor_code(),
         plan_hash=order.plan_hash,
         unit_column=unit,
@@ -208,23 +246,20 @@ def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms, arrays: Array
 
 
 def _trainer(
-    site: Site, plan: Plan, terms: Terms, arrays: Arrays, records: Sequence[Record | None], facts: Mapping[str, Any]
-) -> Callable[[], bytes]:
+    site: Site, plan: Plan, terms: Terms, arrays: Arrays, records: Sequence[kinds.Record | None], facts: Mapping[str, Any],
+    release: Release,
+) -> Callable[[], bytes]:  # fmt: skip
     """Everything that can fail or take time, before CHARGE; what it returns clips, sums, noises and encodes."""
     import torch
 
     from sgps_privacy.engine import PrivateRound
     from sgps_privacy.unit import fill_slots
 
-    def loss(theta: Mapping[str, torch.Tensor], record: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Design D13: the gradient of -<row, x> - count is the record itself."""
-        return -(theta[ROWS] * record[ROWS]).sum() - (theta[COUNTS] * record[COUNTS]).sum()
-
     slots = site.config.slots or 0
     start = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
-    tensors = [None if r is None else {name: torch.from_numpy(a) for name, a in r.items()} for r in records]
+    tensors = [None if r is None else {name: torch.as_tensor(a) for name, a in r.items()} for r in records]
     fill_slots(tensors, slots)
-    private, code = PrivateRound(terms, loss), contributor_code()
+    private, code = PrivateRound(terms, kinds.WORK[plan.kind].loss(release, terms.names)), contributor_code()
     return lambda: _noised(lambda: private.run(start, tensors, slots), plan.sha256(), code, facts)
 
 

@@ -1,5 +1,6 @@
 """What a site asks of an order before ledger and records: size, signature, then its own rules in a fixed order."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,10 +9,10 @@ from numpy.typing import NDArray
 
 from sgps.code import contributor_code
 from sgps.errors import SgpsError
-from sgps.memory import COUNTS, ROWS
+from sgps.kinds import KINDS
 from sgps.plan import LIMIT, Plan, SignedPlan, arrays_sha256
 from sgps.release import Release
-from sgps_client.config import Site
+from sgps_client.config import EpisodesLimits, Site
 from sgps_privacy.errors import Refused
 from sgps_privacy.limits import Limits
 from sgps_privacy.terms import Terms
@@ -63,7 +64,31 @@ def check(site: Site, plan: Plan, arrays: Arrays, release: Release | None, last_
         "the plan is for another base network or other coordinates",
     )
     _rule(plan.classes == manifest.classes, "plan_classes", "the plan's classes are not those of the release")
-    shapes = {ROWS: (len(plan.classes), len(release.memory().coordinates.directions)), COUNTS: (len(plan.classes),)}
+    kind, terms = KINDS.get(plan.kind), Terms.from_mapping(plan.terms)
+    if kind is None or terms.kind != plan.kind or plan.kind not in config.limits.kinds:
+        raise Refused("plan_kind", f"kind {plan.kind} is not allowed here")
+    _rule(terms.q == 1 or kind.sampled, "plan_q", f"a {plan.kind} round takes every patient, so q must be 1")
+    limits, shapes = config.limits.of(plan.kind), kind.shapes(release, terms.names)
+    names, numbers = frozenset(shapes), sum(math.prod(shape) for shape in shapes.values())
+    most = numbers
+    if isinstance(limits, EpisodesLimits):
+        most, names = limits.most_numbers, names & set(limits.parameters or names)
+    Limits(
+        max_clip=limits.most_clip,
+        min_sigma=limits.least_sigma,
+        max_q=limits.most_q,
+        max_steps=limits.most_steps,
+        denominator=limits.denominator,
+        names=names,
+        max_numbers=most,
+        code_hashes=frozenset({code}),
+    ).check(terms, shapes, code)
+    signal = terms.signal(numbers, plan.quorum)
+    _rule(
+        signal >= kind.least_signal,
+        "plan_signal",
+        f"N mu / sqrt(S d) is {signal:.1f}: below {kind.least_signal:g} the round would harm more than help",
+    )
     sound = {n: a.shape for n, a in arrays.items()} == shapes and all(
         a.dtype == np.float32 and np.isfinite(a).all()  # from another start no reply could be made, after the charge
         for a in arrays.values()
@@ -71,20 +96,11 @@ def check(site: Site, plan: Plan, arrays: Arrays, release: Release | None, last_
     _rule(
         sound and arrays_sha256(dict(arrays)) == plan.start, "plan_start", "the arrays are not those that were signed"
     )
-    terms = Terms.from_mapping(plan.terms)
-    limits = config.limits
-    _rule(terms.kind == plan.kind and terms.kind in limits.kinds, "plan_kind", f"kind {plan.kind} is not allowed here")
-    _rule(terms.q == 1 or terms.kind != "rows", "plan_q", "a rows round takes every patient once, so q must be 1")
-    Limits(
-        max_clip=limits.most_clip,
-        min_sigma=limits.least_sigma,
-        max_q=limits.most_q,
-        max_steps=limits.most_steps,
-        denominator=limits.denominator,
-        names=frozenset(shapes),
-        max_numbers=sum(int(np.prod(shape)) for shape in shapes.values()),
-        code_hashes=frozenset({code}),
-    ).check(terms, shapes, code)
+    _rule(
+        not plan.centres or site.name in plan.centres,
+        "plan_centre",
+        "the round is centred and this site was not in the site_mean round before it",
+    )
     return terms
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sgps.errors import NetworkError, SgpsError, SignatureError, StateError
 from sgps.files import write_atomic
+from sgps.kinds import KINDS
 from sgps.release import Release
 from sgps_client import flower_link, log
 from sgps_client.app import app
@@ -194,9 +195,10 @@ class Worker:
         federation = self.site.config.federation.fingerprint
         with open_ledger(self.site) as ledger:
             readers = open_cohorts(self.site, ledger, release)
-            turn = ledger.next_cohort(federation, "rows")
+            kinds = [KINDS[kind] for kind in self.site.config.limits.kinds]
+            turns = {ledger.next_cohort(federation, kind.name, once=kind.once) for kind in kinds} - {None}
             paid = {e["cohort"] for e in ledger.history() if e["kind"] == "CHARGE" and e["federation"] == federation}
-        return {n: r for n, r in readers.items() if n == turn or (turn is not None and n not in paid)}
+        return {n: r for n, r in readers.items() if n in turns or (turns and n not in paid)}
 
     def _attach(self, fleet: Fleet) -> None:
         if self.node_file.exists():

@@ -10,6 +10,7 @@ The neighbouring relation is zero-out: one patient's record against the zero rec
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -49,18 +50,24 @@ def epsilon(events: Sequence[Event], delta: float) -> float:
     mu, sampled = full_batch_mu(events), tuple(e for e in events if e.q < 1)
     if any(e.sigma < LEAST_SIGMA for e in sampled):  # the distributions would need more memory than a site has
         return math.inf
-    return _sampled_epsilon(mu, sampled, delta) if sampled else gaussian_epsilon(mu, delta)
-
-
-@lru_cache(maxsize=256)  # about a second for each, and a round asks twice
-def _sampled_epsilon(mu: float, sampled: tuple[Event, ...], delta: float) -> float:
-    # REPLACE_SPECIAL is dp-accounting's name for zero-out
-    accountant = dpa.pld.PLDAccountant(dpa.NeighboringRelation.REPLACE_SPECIAL)
+    if not sampled:
+        return gaussian_epsilon(mu, delta)
+    steps = Counter[tuple[float, float]]()
     for e in sampled:
-        accountant.compose(dpa.PoissonSampledDpEvent(e.q, dpa.GaussianDpEvent(e.sigma)), e.steps)
+        steps[(e.sigma, e.q)] += e.steps
+    return float(_composed(mu, tuple(sorted(steps.items()))).get_epsilon(delta))
+
+
+@lru_cache(maxsize=32)  # a second or several to compose, an instant to ask for any delta; a round asks often
+def _composed(mu: float, sampled: tuple[tuple[tuple[float, float], int], ...]) -> dpa.pld.PLDAccountant:
+    """The privacy loss distribution of a mu-Gaussian and of Poisson-sampled Gaussians ((sigma, q), steps). REPLACE_SPECIAL is
+    dp-accounting's name for zero-out."""
+    accountant = dpa.pld.PLDAccountant(dpa.NeighboringRelation.REPLACE_SPECIAL)
+    for (sigma, q), steps in sampled:
+        accountant.compose(dpa.PoissonSampledDpEvent(q, dpa.GaussianDpEvent(sigma)), steps)
     if mu > 0:
         accountant.compose(dpa.GaussianDpEvent(1 / mu))
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 def equivalent_mu(events: Sequence[Event], delta: float) -> float:
@@ -126,6 +133,18 @@ def calibrate(target: float, delta: float, steps: int, q: float = 1.0, spent: Se
         low, high = high, high + 1
     sigma = math.exp(float(brentq(over, low, high, xtol=1e-6)))
     return _rounded_up(sigma, lambda s: over(math.log(s)) > 0)
+
+
+def split(target: float, delta: float, shares: Sequence[float]) -> tuple[float, ...]:
+    """Noise multipliers (rounded up to 4 figures) of full-batch steps, one for each share of mu^2, that together keep epsilon <=
+    target. Exact: mu^2 adds. Raises PrivacyError for shares that are not above 0 or sum to more than 1, and as `calibrate`."""
+    mu = gaussian_mu(target, delta)
+    if not all(share > 0 for share in shares) or not math.fsum(shares) <= 1 + 1e-12:
+        raise PrivacyError("shares of mu^2 are above 0 and sum to 1 at most")
+    if mu * LEAST_SIGMA > 1:
+        raise PrivacyError(f"epsilon {target:g} would allow noise multipliers below {LEAST_SIGMA}: it promises nothing")
+    parts = [mu * math.sqrt(share) for share in shares]
+    return tuple(_rounded_up(1 / part, lambda s, part=part: s * part < 1) for part in parts)  # type: ignore[misc]
 
 
 def _rounded_up(sigma: float, too_small: Callable[[float], bool]) -> float:

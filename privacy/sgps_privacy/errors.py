@@ -10,7 +10,7 @@ CODES = frozenset(
         "plan_names", "plan_groups", "plan_numbers", "plan_code", "plan_rate",
         # the rest of the plan, checked by the client before this package is asked
         "plan_size", "plan_signature", "plan_federation", "plan_site", "plan_time", "plan_round",
-        "plan_encoder", "plan_classes", "plan_start",
+        "plan_encoder", "plan_classes", "plan_start", "plan_centre", "plan_signal",
         # the ledger
         "budget", "round_taken", "round_lost", "rolled_back", "damaged", "busy",
     }

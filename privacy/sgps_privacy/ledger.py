@@ -38,7 +38,8 @@ class Order:
     """What the ledger needs of a verified plan.
 
     federation: fingerprint of the coordinator's key, never a name that it may choose anew. plan_hash: over everything
-    that shapes the payload, but not attempt, deadline or participants. kind, event, clip: from the plan's terms.
+    that shapes the payload, but not attempt, deadline or participants. kind, event, clip: from the plan's terms. numbers:
+    in one noised sum.
     cohort: whose budget pays. echo: the receipt that the coordinator saw last from this site; None before the first.
     """
 
@@ -50,15 +51,16 @@ class Order:
     clip: float
     cohort: str
     echo: str | None = None
+    numbers: int = 0
 
     @classmethod
     def of(
-        cls, terms: Terms, *, federation: str, round: int, plan_hash: str, cohort: str, echo: str | None = None
-    ) -> Order:
+        cls, terms: Terms, *, federation: str, round: int, plan_hash: str, cohort: str, echo: str | None = None,
+        numbers: int = 0,
+    ) -> Order:  # fmt: skip
         """The order for a plan's terms, already checked against the site's limits."""
-        return cls(
-            federation, round, plan_hash, terms.kind, Event(terms.sigma, terms.q, terms.steps), terms.clip, cohort, echo
-        )
+        event = Event(terms.sigma, terms.q, terms.steps)
+        return cls(federation, round, plan_hash, terms.kind, event, terms.clip, cohort, echo, numbers)
 
 
 @dataclass(frozen=True)
@@ -182,18 +184,36 @@ class Ledger:
         charges = [entry.facts for entry in self._charges(federation) if entry.facts["cohort"] == cohort]
         return [Event(facts["sigma"], facts["q"], facts["steps"]) for facts in charges]
 
-    def next_cohort(self, federation: str, kind: str, round: int | None = None) -> str | None:
+    def most_numbers(self, cohort: str, federation: str) -> int:
+        """Numbers in the largest noised sum that `cohort` was charged for in a federation; 0 before the first."""
+        facts = [c.facts for c in self._charges(federation) if c.facts["cohort"] == cohort]
+        return max((int(f.get("numbers", 0)) for f in facts), default=0)
+
+    def next_cohort(self, federation: str, kind: str, round: int | None = None, *, once: bool = True) -> str | None:
         """Whose turn it is: the cohort that `round` has charged already, else the oldest one opened since start that
-        paid for no round of this kind in this federation and has budget left. None when there is none."""
+        has budget left and, where a cohort pays `once` for a kind, paid for no round of this kind in this federation.
+        None when there is none."""
         if round is not None and (charge := self._find(federation, round, "CHARGE")):
             return str(charge.facts["cohort"])
-        paid = {c.facts["cohort"] for c in self._charges(federation) if c.facts["plan_kind"] == kind}
+        paid = {c.facts["cohort"] for c in self._charges(federation) if once and c.facts["plan_kind"] == kind}
         for name in self.cohorts():
             if name in self._site_budgets and name not in paid:
                 budget = self.budget(name)
                 if accountant.epsilon(self.spent(name), budget.delta) < budget.epsilon:
                     return name
         return None
+
+    def released(self, federation: str, receipt: str) -> tuple[Mapping[str, Any], bytes] | None:
+        """What a receipt stands for: the facts of its CHARGE and the payload, exactly as it left. None when this
+        federation has no such receipt. Raises Refused("damaged") when the payload is gone."""
+        found = [e for e in self.chain.entries("COMMIT", federation=federation) if e.hash == receipt]
+        charges = [c for e in found for c in self._charges(federation) if c.hash == e.facts["charge"]]
+        if not charges:
+            return None
+        payload = self.outbox.read(charges[0].hash)
+        if payload is None or hashlib.sha256(payload).hexdigest() != found[0].facts["payload"]:
+            raise Refused("damaged", f"the outbox file of round {charges[0].round} is not the one that was sent")
+        return charges[0].facts, payload
 
     def _cohorts(self) -> list[Cohort]:
         return [Cohort(e.facts["cohort"], frozenset(e.facts["members"])) for e in self.chain.entries("COHORT")]
@@ -248,7 +268,8 @@ class Ledger:
         with self.chain.transaction():
             self._check_budget(order)
             facts = {"plan_hash": order.plan_hash, "plan_kind": order.kind, "clip": order.clip, "cohort": order.cohort}
-            return self._append("CHARGE", order.federation, order.round, {**facts, **asdict(order.event)})
+            facts |= {"numbers": order.numbers, **asdict(order.event)}
+            return self._append("CHARGE", order.federation, order.round, facts)
 
     def write_outbox(self, charge: str, payload: bytes) -> None:
         """Keeps the payload of a charge, durably."""
@@ -261,7 +282,9 @@ class Ledger:
             with self.chain.transaction():
                 return self._append("COMMIT", order.federation, order.round, {"charge": charge, "payload": digest})
         if done.facts["payload"] != digest:
-            raise Refused("damaged", f"the outbox file of round {order.round} is not the one that was sent: put it back")
+            raise Refused(
+                "damaged", f"the outbox file of round {order.round} is not the one that was sent: put it back"
+            )
         return done.hash
 
     def check_echo(self, order: Order) -> None:

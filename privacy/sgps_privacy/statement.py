@@ -45,6 +45,7 @@ FIELDS: dict[str, type] = {
     "groups": int,
     "denominator": int,
     "numbers": int,
+    "most_numbers": int,
     "noise": str,
     "sampler_distance": float,
     "accountant": str,
@@ -68,18 +69,21 @@ def statement(
     numbers: int,
     code_hash: str,
     plan_hash: str,
+    most_numbers: int = 0,
     unit_column: str = "patient",
 ) -> dict[str, Any]:
     """The statement of one site about one cohort.
 
     terms: of the round that is being answered. events: all that the cohort has spent in THIS federation and this round:
     `[*ledger.spent(cohort, federation), order.event]` before the charge, when a mistake costs nothing yet; the sum over
-    federations stays at home. delta, cap: the cohort's budget. numbers: how many numbers one noised sum holds.
+    federations stays at home. delta, cap: the cohort's budget. numbers: how many numbers one noised sum of
+    this round holds; most_numbers: the largest of those events, where that is more.
     unit_column: the column of the site's table that names the patient. Epsilon is that of the accountant of record,
     the sampler's distance paid for."""
     if not events:
         raise PrivacyError("a statement needs the events that were charged")
-    distance = sampler_distance(numbers * sum(e.steps for e in events))
+    largest = max(numbers, most_numbers)
+    distance = sampler_distance(largest * sum(e.steps for e in events))
     mu = accountant.equivalent_mu(events, delta)
     found: dict[str, Any] = {
         "unit": f"one patient (column {unit_column}), all images of that patient",
@@ -99,6 +103,7 @@ def statement(
         "groups": len(terms.clips),
         "denominator": terms.denominator,
         "numbers": numbers,
+        "most_numbers": largest,
         "noise": NOISE,
         "sampler_distance": distance,
         "accountant": accountant_name(events),

@@ -53,6 +53,13 @@ class Terms:
         """All trainable parameters, in the order of the noised sum."""
         return tuple(name for group in self.groups for name in group)
 
+    def signal(self, numbers: int, sites: int) -> float:
+        """N mu / sqrt(S d) of one round: N = S denominator / q patients at S sites, d numbers, mu = q sqrt(steps) / sigma.
+
+        The sum of T steps has signal at most T q n C at a site of n patients and noise of norm sqrt(T) sigma C sqrt(d),
+        and S equal sites multiply the ratio by sqrt(S) (privacy note, section 4). Public numbers only."""
+        return self.denominator * math.sqrt(self.steps * sites / numbers) / self.sigma if numbers > 0 else 0.0
+
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Terms:
         """Strictly typed terms. Raises Refused with the code of the first field that is missing, unknown or no

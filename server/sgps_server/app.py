@@ -16,15 +16,17 @@ from flwr.serverapp import Grid, ServerApp
 
 from sgps.errors import ConfigError
 from sgps.files import write_atomic
+from sgps.memory import Array
 from sgps.plan import Plan, SignedPlan
-from sgps.release import MEMORY, Release, memory_bytes
+from sgps.release import MEMORY, Release
 from sgps.signing import load_private
 from sgps_server import releases
 from sgps_server.config import Folder
-from sgps_server.plans import PlanOffice, accepted_code, rows_terms
+from sgps_server.kinds import CONDUCT, terms_of
+from sgps_server.plans import PlanOffice, accepted_code
 from sgps_server.registry import Registry
 from sgps_server.replies import MOST_TEXT, Rejected, signed_by
-from sgps_server.strategy import RowsStrategy
+from sgps_server.strategy import RoundStrategy
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +46,11 @@ def main(grid: Grid, context: Context) -> None:
     strategy = open_strategy(folder)
     settings = folder.settings()
     strategy.start(grid, strategy.start_arrays, num_rounds=settings.rounds, timeout=settings.deadline_after)
-    write_atomic(folder.state / MEMORY, memory_bytes(strategy.memory))
+    if strategy.outcome is not None:
+        write_atomic(folder.state / MEMORY, strategy.outcome.files[MEMORY])
 
 
-class SignedRows(RowsStrategy):
+class SignedRounds(RoundStrategy):
     """Node ids of stock Flower carry no site names: every node gets the order, and a reply is its signer's."""
 
     keys: Mapping[str, str] = {}
@@ -69,16 +72,21 @@ class SignedRows(RowsStrategy):
         raise Rejected("statement_signature")
 
 
-def open_strategy(folder: Folder) -> SignedRows:
+def open_strategy(folder: Folder) -> SignedRounds:
     """The strategy of a federation folder, from its newest release."""
     settings, key = folder.settings(), load_private(folder.keys / "plan.key")
+    if settings.kind != "rows" or settings.centre_sites:
+        raise ConfigError(
+            "a stock Flower federation runs plain rows rounds only", where=folder.config, do="use sgps-server"
+        )
     release = Release.open(folder.releases / releases.latest(folder.releases).name, key=key.public_key())
-    memory, terms, code = release.memory(), rows_terms(settings), accepted_code(settings)
-    office = PlanOffice(settings, release.manifest, len(memory.coordinates.directions), key)
+    terms, code = terms_of(settings, "rows", None, release), accepted_code(settings)
+    office, start = PlanOffice(settings, release.manifest, key), CONDUCT["rows"].start(release, terms)
 
-    def plan(round: int, sites: Sequence[str]) -> tuple[Plan, SignedPlan]:
-        return office.plan(round, 1, terms, code, sites, {})
+    def plan(round: int, sites: Sequence[str]) -> tuple[Plan, SignedPlan, Mapping[str, Array]]:
+        quorum = settings.quorum
+        return *office.plan(round, 1, terms, start, code, sites, {}, centres={}, quorum=quorum), start
 
-    strategy = SignedRows(plan, dict, office.start, memory, settings.most_patients)
+    strategy = SignedRounds(plan, dict, release, settings.most_patients)
     strategy.keys = {n: s.key for n, s in Registry(folder.registry).sites().items() if s.role == "contribute"}
     return strategy

@@ -18,9 +18,11 @@ from safetensors.numpy import load, save
 
 from sgps.errors import StateError
 from sgps.files import read_limited, write_atomic
-from sgps.memory import COUNTS, ROWS, Array, Contribution
 from sgps.plan import Hex, SiteName
 from sgps.settings import Settings, problems
+from sgps_privacy.errors import Refused
+from sgps_privacy.terms import Terms
+from sgps_server.kinds import Sent
 
 _LIMIT, _ARRAYS_LIMIT = 256 << 20, 64 << 20  # bytes
 _BACKUP = "restore state/ from a backup"
@@ -46,12 +48,13 @@ class Record(Settings):
 
 class Open(Settings):
     """The round that has been issued and not closed. Terms and code stay those of its first attempt, so that sites that answered
-    resend the same bytes whatever federation.yaml says meanwhile. sites: whom the last attempt asked."""
+    resend the same bytes whatever federation.yaml says meanwhile; so do quorum as the plans tell it. sites: whom the last attempt asked."""
 
     round: int
     attempt: int
     terms: dict[str, Any]
     code: tuple[Hex, ...]
+    quorum: int = 1
     sites: tuple[SiteName, ...] = ()
     closing: bool = False
 
@@ -84,34 +87,34 @@ class Checkpoint:
     def receipt(self, site: str, receipt: str) -> None:
         self.save(receipts={**self.state.receipts, site: receipt})
 
-    def accept(self, round: int, site: str, rows: Array, counts: Array, sigma: float, *, receipt: str, statement: str,
-               signature: str, key: str) -> Record:  # fmt: skip
-        """Store one contribution. rows: [C, k] float32, counts: [C] float32."""
-        data = save({ROWS: np.ascontiguousarray(rows), COUNTS: np.ascontiguousarray(counts)})
+    def accept(
+        self, round: int, site: str, sent: Sent, *, receipt: str, statement: str, signature: str, key: str
+    ) -> Record:
+        """Store one contribution."""
+        data = save({n: np.ascontiguousarray(a) for n, a in sent.arrays.items()})
         write_atomic(self._arrays / f"{round:04d}.{site}.safetensors", data)
         record = Record(
             round=round,
             site=site,
             receipt=receipt,
             sha256=hashlib.sha256(data).hexdigest(),
-            sigma=sigma,
+            sigma=sent.terms.sigma,
             statement=statement,
             signature=signature,
             key=key,
         )
-        self.contributions[(round, site)] = Contribution(rows, counts, sigma)
+        self.contributions[(round, site)] = sent
         self.save(accepted=(*self.state.accepted, record), receipts={**self.state.receipts, site: receipt})
         return record
 
-    def _load(self, record: Record) -> Contribution:
+    def _load(self, record: Record) -> Sent:
         path = self._arrays / f"{record.round:04d}.{record.site}.safetensors"
         data = read_limited(path, _ARRAYS_LIMIT)
         if hashlib.sha256(data).hexdigest() != record.sha256:
             raise StateError("does not have the hash of the checkpoint", where=path, do=_BACKUP)
         try:
-            arrays = load(data)
-            return Contribution(arrays[ROWS], arrays[COUNTS], record.sigma)
-        except (SafetensorError, KeyError) as error:
+            return Sent(Terms.from_mapping(self.state.terms[record.round]), load(data))
+        except (SafetensorError, KeyError, Refused) as error:
             raise StateError("holds no contribution", where=path, do=_BACKUP) from error
 
 

@@ -24,10 +24,32 @@ class Listen(Settings):
     port: Annotated[int, Field(ge=1, le=65535, examples=[8443])]
 
 
+class Episodes(Settings):
+    """What an `episodes` round trains. groups: names of the generator's parameters (`sgps.subset`), in groups that are clipped apart;
+    clips: one L2 bound for all, or one for each group. steps: noised sums at a site in one round. sampling: rate at which each
+    patient enters a step; 1 is all of them, exact and cheapest in privacy. denominator: patients of a site times sampling, a public
+    number that all sites' limits name. rate: of the local steps."""
+
+    groups: Annotated[tuple[tuple[str, ...], ...], Field(min_length=1, max_length=100)]
+    clips: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1, max_length=100)]
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    sampling: Annotated[float, Field(gt=0, le=1)] = 1.0
+    denominator: Annotated[int, Field(ge=1, le=60_000)] = 64
+    rate: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Episodes":
+        if len(self.clips) not in (1, len(self.groups)):
+            raise ValueError("clips: one for all groups, or one for each")
+        return self
+
+
 class Federation(Settings):
     """The content of federation.yaml.
 
-    epsilon, delta: what one round costs a patient; the noise multiplier follows from them. quorum: least number of replies that
+    epsilon, delta: what one round costs a patient; the noise multiplier follows from them. kind: of the rounds that follow; it may
+    change between two runs. centre_sites: where cameras differ; every `rows` round follows a `site_mean` round, and epsilon is the
+    price of both. episodes: what rounds of that kind train. quorum: least number of replies that
     make a round. wait_for: sites to be online before a round starts; after `patience` seconds `quorum` sites are enough, and a site
     lost within a round is waited for as long. answer_after, deadline_after: seconds from the start of an attempt. attempts: of one
     round in one run of the program. most_patients: a reply that this many patients could hardly make is refused. code: hashes of
@@ -38,7 +60,9 @@ class Federation(Settings):
     url: Annotated[str, Field(pattern=r"^https://[^/\s@]+$", examples=["https://coordinator.example.org:8443"])]
     listen: Listen
     rounds: Annotated[int, Field(ge=1, le=10_000, examples=[1])]
-    kind: Literal["rows"] = "rows"
+    kind: Literal["rows", "episodes"] = "rows"
+    centre_sites: bool = False
+    episodes: Episodes | None = None
     epsilon: Annotated[float, Field(gt=0, le=100, examples=["3.0"])]
     delta: Annotated[float, Field(gt=0, lt=1, examples=["1.0e-5"])]
     quorum: Annotated[int, Field(ge=1, le=10_000, examples=[2])]
@@ -56,6 +80,8 @@ class Federation(Settings):
             raise ValueError("answer_after must be less than deadline_after")
         if self.wait_for is not None and self.wait_for < self.quorum:
             raise ValueError("wait_for must not be less than quorum")
+        if self.kind == "episodes" and (self.episodes is None or self.centre_sites):
+            raise ValueError("kind: episodes needs `episodes:` and no `centre_sites`, which belongs to rows")
         host_of(self.url)
         return self
 

@@ -1,4 +1,4 @@
-"""The coordinator's releases: 0000 is what the federation began with, N+1 is N with the memory of one more round."""
+"""The coordinator's releases: 0000 is what the federation began with, N+1 is N with the result of one more round."""
 
 import hashlib
 import re
@@ -13,23 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from sgps.code import contributor_code
 from sgps.errors import InputError, StateError
 from sgps.files import new_folder, read_limited, sha256_file, write_atomic
-from sgps.memory import Memory
-from sgps.release import (
-    BANK,
-    CATALOGUE,
-    FILES,
-    GENERATOR,
-    MANIFEST,
-    MANIFEST_LIMIT,
-    MEMORY,
-    SIGNATURE,
-    Release,
-    Round,
-    memory_bytes,
-    write,
-)
+from sgps.release import FILES, MANIFEST, MANIFEST_LIMIT, SIGNATURE, Release, Round, write
 from sgps.signing import fingerprint
 from sgps_server.checkpoint import Record
+from sgps_server.kinds import Result
 
 ANCHOR = "audit"  # key of a manifest's figures: hash of the audit line that the release was made after
 _NAME = re.compile(r"[0-9]{4,}")
@@ -76,26 +63,27 @@ def first(source: Release, target: Path, federation: str, key: Ed25519PrivateKey
 
 
 def following(
-    folder: Path, number: int, memory: Memory, records: Sequence[Record], terms: dict[int, dict[str, Any]], anchor: str,
+    folder: Path, number: int, result: Result, records: Sequence[Record], terms: dict[int, dict[str, Any]], anchor: str,
     key: Ed25519PrivateKey,
 ) -> Release:  # fmt: skip
     """Write release `number` from the one before and open it.
 
-    records: every accepted contribution of every round. terms: round -> mechanism facts. When the folder is there already (a crash
-    came between this and the checkpoint), it is taken if it holds this memory. Raises StateError when it holds another.
+    result: of the round. records: every accepted contribution of every round. terms: round -> mechanism facts. When the folder is there
+    already (a crash came between this and the checkpoint), it is taken if it holds this result. Raises StateError when it holds
+    another.
     """
     target, before = folder / name_of(number), Release.open(folder / name_of(number - 1), key=key.public_key())
-    contents: dict[str, bytes | Path] = {name: before.folder / name for name in (GENERATOR, BANK, CATALOGUE)}
-    contents[MEMORY] = memory_bytes(memory)
+    contents: dict[str, bytes | Path] = {name: before.folder / name for name in FILES} | dict(result.files)
     if target.exists():
         found = Release.open(target, key=key.public_key())
-        if sha256_file(target / MEMORY) != hashlib.sha256(memory_bytes(memory)).hexdigest():
+        if any(sha256_file(target / n) != hashlib.sha256(data).hexdigest() for n, data in result.files.items()):
             raise StateError("was made from other contributions", where=target, do="restore the folder from a backup")
         return found
     order = sorted(records, key=lambda r: (r.round, r.site))
     statements: dict[str, tuple[dict[str, Any], ...]] = {}
     for r in order:
         statements[r.site] = (*statements.get(r.site, ()), statement_entry(r))
+    a = before.manifest.architecture
     manifest = before.manifest.model_copy(
         update={
             "name": name_of(number),
@@ -105,11 +93,13 @@ def following(
                     kind=str(terms[n]["kind"]),
                     terms=terms[n],
                     sites=tuple(r.site for r in order if r.round == n),
+                    centred=terms[n]["kind"] == "rows" and terms.get(n - 1, {}).get("kind") == "site_mean",
                 )
                 for n in sorted({r.round for r in order})
             ),
             "statements": statements,
             "code_sha256": contributor_code(),
+            "architecture": a.model_copy(update={"learned": a.learned if result.learned is None else result.learned}),
             "figures": {**before.manifest.figures, ANCHOR: anchor},
         }
     )

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from sgps.memory import COUNTS, ROWS, Array
+from sgps.memory import Array
 from sgps.plan import Plan
 from sgps_privacy import accountant, egress
 from sgps_privacy import statement as statements
 from sgps_privacy.errors import CODES, PrivacyError
+from sgps_privacy.events import Event
 from sgps_privacy.terms import Terms
+from sgps_server.kinds import Sent
 
 # Characters of a statement, four times an honest one: every release carries the statements of all rounds.
 MOST_TEXT = 1 << 13
@@ -35,13 +37,11 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Accepted:
-    """A reply that counts. rows [C, k], counts [C], float32 noised sums."""
+    """A reply that counts."""
 
     round: int
     site: str
-    rows: Array
-    counts: Array
-    sigma: float
+    sent: Sent
     receipt: str
     statement: str
     signature: str
@@ -50,9 +50,10 @@ class Accepted:
 
 def check(
     site: str, key: str, plan: Plan, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array],
-    fields: Mapping[str, str | int], most_patients: int,
+    fields: Mapping[str, str | int], most_patients: int, issued: Iterable[Terms] = (),
 ) -> Accepted:  # fmt: skip
-    """Raises Rejected with the first thing that is wrong. key: the site's registered public key, PEM."""
+    """Raises Rejected with the first thing that is wrong. key: the site's registered public key, PEM. issued: terms of earlier rounds,
+    which the site's statement may speak of too."""
     if set(fields) != set(egress.FIELDS):
         raise Rejected("fields")
     receipt = receipt_of(fields)
@@ -65,13 +66,11 @@ def check(
     if not receipt:
         raise Rejected("receipt")
     try:
-        _check_content(key, plan, shapes, arrays, fields, most_patients)
+        _check_content(key, plan, shapes, arrays, fields, most_patients, issued)
     except Rejected as error:
         raise Rejected(error.code, receipt=receipt) from None
-    return Accepted(
-        plan.round, site, arrays[ROWS], arrays[COUNTS], Terms.from_mapping(plan.terms).sigma, receipt, str(fields["statement"]),
-        str(fields["signature"]), key,
-    )  # fmt: skip
+    sent = Sent(Terms.from_mapping(plan.terms), dict(arrays))
+    return Accepted(plan.round, site, sent, receipt, str(fields["statement"]), str(fields["signature"]), key)
 
 
 def receipt_of(fields: Mapping[str, str | int]) -> str:
@@ -82,7 +81,7 @@ def receipt_of(fields: Mapping[str, str | int]) -> str:
 
 def _check_content(
     key: str, plan: Plan, shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array], fields: Mapping[str, str | int],
-    most_patients: int,
+    most_patients: int, issued: Iterable[Terms],
 ) -> None:  # fmt: skip
     if fields["code"] not in plan.code:
         raise Rejected("code")
@@ -99,7 +98,7 @@ def _check_content(
     if not total <= norm_bound(terms, sum(a.size for a in arrays.values()), most_patients):
         raise Rejected("norm")
     found = _statement(str(fields["statement"]), str(fields["signature"]), key)
-    _check_statement(found, plan, terms, shapes, str(fields["code"]))
+    _check_statement(found, plan, terms, shapes, str(fields["code"]), issued)
     try:  # the promise's own rules, at this end too
         egress.Reply.from_parts(arrays, fields)
     except PrivacyError:
@@ -107,12 +106,14 @@ def _check_content(
 
 
 def norm_bound(terms: Terms, numbers: int, most_patients: int) -> float:
-    """The largest plausible L2 norm of the noised sums: that of `most_patients` equal records at the clip, and the noise.
+    """The largest plausible L2 norm of a reply: in each step `most_patients` equal records at the clip, and the noise of all steps,
+    which adds as squares.
 
     The norm of d independent normals exceeds sqrt(d) + t standard deviations with probability below exp(-t^2 / 2) (Laurent and
     Massart 2000, lemma 1). It is a public number: it knows no site's slots.
     """
-    return terms.clip * (most_patients + terms.sigma * (math.sqrt(numbers) + _TAIL)) * terms.rate / terms.denominator
+    noise = terms.sigma * math.sqrt(terms.steps) * (math.sqrt(numbers) + _TAIL)
+    return terms.clip * (terms.steps * most_patients + noise) * terms.rate / terms.denominator
 
 
 def signed_by(key: str, text: str, signature: str) -> bool:
@@ -142,9 +143,11 @@ def _statement(text: str, signature: str, key: str) -> dict[str, Any]:
 
 
 def _check_statement(
-    found: Mapping[str, Any], plan: Plan, terms: Terms, shapes: Mapping[str, tuple[int, ...]], code: str
-) -> None:
-    """It speaks of this plan, and every figure in it follows from the facts in it."""
+    found: Mapping[str, Any], plan: Plan, terms: Terms, shapes: Mapping[str, tuple[int, ...]], code: str,
+    issued: Iterable[Terms],
+) -> None:  # fmt: skip
+    """It speaks of this plan, and every figure in it follows from the facts in it. Events with sampling must be those of plans that were
+    issued: the accountant of any others would take any memory and time."""
     numbers = sum(math.prod(s) for s in shapes.values())
     facts = {
         "kind": terms.kind, "sigma": terms.sigma, "q": terms.q, "steps": terms.steps, "clip": terms.clip,
@@ -158,13 +161,12 @@ def _check_statement(
         raise Rejected("statement_facts")
     try:
         events = statements.read_events(found)
-        if any(
-            e.q < 1 for e in events
-        ):  # no plan here samples, and the accountant of such events takes any memory and time
+        asked = {Event(t.sigma, t.q, t.steps) for t in (terms, *issued)}
+        if any(e.q < 1 and e not in asked for e in events):
             raise Rejected("statement_facts")
         again = statements.statement(
             terms, events, delta=found["delta"], cap=found["cap_epsilon"], numbers=numbers, code_hash=code,
-            plan_hash=plan.sha256(),
+            plan_hash=plan.sha256(), most_numbers=found["most_numbers"],
         )  # fmt: skip
     except PrivacyError:
         raise Rejected("statement_facts") from None

@@ -6,24 +6,27 @@ Each step can be repeated, so a kill between any two loses nothing.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sgps.errors import StateError
+from sgps.memory import Array
 from sgps.plan import Plan, SignedPlan
 from sgps.release import Release
+from sgps_privacy.terms import Terms
 from sgps_server import releases
 from sgps_server.audit import Audit
 from sgps_server.checkpoint import Checkpoint, Open
 from sgps_server.config import Federation, Folder
 from sgps_server.flower_link import Link, Roster, lost
-from sgps_server.plans import PlanOffice, accepted_code, rows_terms
+from sgps_server.kinds import CONDUCT, kind_before, kind_of, terms_of
+from sgps_server.plans import PlanOffice, accepted_code
 from sgps_server.registry import Registry
 from sgps_server.replies import Rejected
 from sgps_server.status import Board
-from sgps_server.strategy import RowsStrategy
+from sgps_server.strategy import RoundStrategy
 
 POLL, LOOK = 0.1, 0.5  # seconds between looks for replies, and at who is there
 REMIND = 60.0  # seconds after which a wait is reported again
@@ -50,16 +53,13 @@ class Rounds:
         self._registry, self._audit, self._board, self._report, self._stop = registry, audit, board, report, stop
         self._checkpoint = Checkpoint(folder.state)
         release = Release.open(folder.releases / releases.name_of(self._checkpoint.state.done), key=key.public_key())
-        memory = release.memory()
-        self._office = PlanOffice(settings, release.manifest, len(memory.coordinates.directions), key)
-        self._strategy = RowsStrategy(
-            self._plan,
-            self._contributors,
-            self._office.start,
-            memory,
-            settings.most_patients,
-            self._checkpoint.contributions,
+        self._office = PlanOffice(settings, release.manifest, key)
+        self._strategy = RoundStrategy(
+            self._plan, self._contributors, release, settings.most_patients, self._checkpoint.contributions
         )
+        self._centres: dict[
+            str, str
+        ] = {}  # site -> receipt of its mean, where records of the open round are centred by it
         self._online: set[str] = set()
         self._no: dict[
             str, str
@@ -105,7 +105,7 @@ class Rounds:
     def _hopeless(self, number: int) -> None:
         """A site that refused would refuse again, and one whose reply was rejected would send the same bytes: neither is asked again.
         Raises StateError when the others are too few."""
-        can = {n for n, s in self._registry.sites().items() if s.role == "contribute"} - self._no.keys()
+        can = {n for n, s in self._registry.sites().items() if s.role == "contribute" and self._may(n)}
         if len(can | set(self._contributed(number))) < self._settings.quorum:
             raise self._failed(number, "and cannot get more")
 
@@ -119,13 +119,18 @@ class Rounds:
         )
 
     def _open(self, number: int) -> None:
-        state = self._checkpoint.state
-        terms, code = rows_terms(self._settings), accepted_code(self._settings)
+        state, settings = self._checkpoint.state, self._settings
+        before = kind_before(state.terms, number)
+        kind, code = kind_of(settings, number, before), accepted_code(settings)
+        terms = terms_of(settings, kind, before, self._strategy.release).to_mapping()
         if state.open is None:
-            opened = Open(round=number, attempt=0, terms=terms, code=code)
+            opened = Open(round=number, attempt=0, terms=terms, code=code, quorum=settings.quorum)
             self._checkpoint.save(open=opened, terms={**state.terms, number: terms})
-        elif (state.open.terms, state.open.code) != (terms, code):
+        elif (state.open.terms, state.open.code, state.open.quorum) != (terms, code, settings.quorum):
             self._report("terms_kept", round=number)
+        self._centres = {}
+        if self._opened().terms["kind"] == "rows" and before == "site_mean":
+            self._centres = {r.site: r.receipt for r in state.accepted if r.round == number - 1}
 
     def _opened(self) -> Open:
         if self._checkpoint.state.open is None:
@@ -138,14 +143,31 @@ class Rounds:
     def _enough(self, number: int) -> bool:
         return len(self._contributed(number)) >= self._settings.quorum
 
-    def _plan(self, number: int, sites: Sequence[str]) -> tuple[Plan, SignedPlan]:
+    def _may(self, site: str) -> bool:
+        """Whether an enrolled contributor can contribute to the open round: it has not refused, and where records are centred, it has
+        given its mean."""
+        return site not in self._no and (not self._centres or site in self._centres)
+
+    def _plan(self, number: int, sites: Sequence[str]) -> tuple[Plan, SignedPlan, Mapping[str, Array]]:
         """The next attempt's plan, journalled before it exists. Called by the strategy."""
         o = self._opened()
         attempt = o.attempt + 1
         self._checkpoint.save(open=o.model_copy(update={"attempt": attempt, "sites": tuple(sites)}))
-        plan, signed = self._office.plan(number, attempt, o.terms, o.code, sites, self._checkpoint.state.receipts)
+        terms = Terms.from_mapping(o.terms)
+        start = CONDUCT[terms.kind].start(self._strategy.release, terms)
+        plan, signed = self._office.plan(
+            number,
+            attempt,
+            terms,
+            start,
+            o.code,
+            sites,
+            self._checkpoint.state.receipts,
+            centres=self._centres,
+            quorum=o.quorum,
+        )
         self._audit.add("issued", round=number, attempt=attempt, plan=plan.sha256(), sites=list(plan.sites))
-        return plan, signed
+        return plan, signed, start
 
     def _contributors(self) -> dict[int, tuple[str, str]]:
         """Node id -> (site, key) of enrolled sites that may contribute to the open round."""
@@ -153,7 +175,7 @@ class Rounds:
         return {
             node: (name, sites[name].key)
             for node, name in self._roster.names().items()
-            if name in sites and sites[name].role == "contribute" and name not in self._no
+            if name in sites and sites[name].role == "contribute" and self._may(name)
         }
 
     def look(self) -> set[str]:
@@ -273,9 +295,7 @@ class Rounds:
         record = self._checkpoint.accept(
             number,
             site,
-            a.rows,
-            a.counts,
-            a.sigma,
+            a.sent,
             receipt=a.receipt,
             statement=a.statement,
             signature=a.signature,
@@ -292,9 +312,12 @@ class Rounds:
         self._report("pooled", round=number, sites=sites)
         anchor = self._audit.add("pooled", round=number, sites=sites)
         state = self._checkpoint.state
+        if self._strategy.outcome is None:
+            raise StateError(f"round {number} closes without a contribution", where=self._folder.state)
         release = releases.following(
-            self._folder.releases, number, self._strategy.memory, state.accepted, state.terms, anchor, self._key
+            self._folder.releases, number, self._strategy.outcome, state.accepted, state.terms, anchor, self._key
         )
+        self._strategy.release = release
         self._checkpoint.save(done=number, open=None)
         self._audit.add("release", release=release.folder.name, sha256=release.sha256)
         self._report("release", release=release.folder.name, sha256=release.sha256, round=number)

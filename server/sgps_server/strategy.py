@@ -1,4 +1,4 @@
-"""The `rows` round as an ordinary Flower strategy: orders out, noised sums in, class memory pooled."""
+"""A round of any kind as an ordinary Flower strategy: orders out, noised sums in, the kind's result of them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,39 +10,43 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from sgps.memory import Array, Contribution, Memory, pool
+from sgps.memory import Array
 from sgps.plan import Plan, SignedPlan
+from sgps.release import Release
+from sgps_server.kinds import Result, Sent, result
 from sgps_server.replies import Accepted, Rejected, check, receipt_of
 
-MakePlan = Callable[[int, Sequence[str]], tuple[Plan, SignedPlan]]
+MakePlan = Callable[[int, Sequence[str]], tuple[Plan, SignedPlan, Mapping[str, Array]]]
 Sites = Callable[[], Mapping[int, tuple[str, str]]]
 _HEADER = 1024  # bytes that an array takes beside its numbers
 
 
-class RowsStrategy(Strategy):
-    """Every order carries the same signed plan and zeros to start from; the memory is pooled from all rounds' contributions.
+class RoundStrategy(Strategy):
+    """Every order carries the same signed plan and the same arrays to start from.
 
-    make_plan: (round, participants) -> plan. sites: node id -> (site name, registered public key) of those that may contribute.
-    start: the arrays of an order. memory: gives coordinates and class ids. pooled: (round, site) -> what was accepted before.
+    make_plan: (round, participants) -> plan, signed, and its start. sites: node id -> (site name, registered public key) of those that
+    may contribute. release: the one that rounds start from. pooled: (round, site) -> what was accepted before. outcome: of the last
+    round that was aggregated.
     """
 
     def __init__(
-        self, make_plan: MakePlan, sites: Sites, start: Mapping[str, Array], memory: Memory, most_patients: int,
-        pooled: Mapping[tuple[int, str], Contribution] | None = None,
+        self, make_plan: MakePlan, sites: Sites, release: Release, most_patients: int,
+        pooled: Mapping[tuple[int, str], Sent] | None = None,
     ) -> None:  # fmt: skip
         self._make_plan, self._sites, self._most_patients = make_plan, sites, most_patients
-        self.start_arrays = to_record(start)
-        self._shapes = {name: tuple(a.shape) for name, a in start.items()}
-        self.memory = memory
+        self.release = release
+        self.start_arrays = to_record(release.memory().arrays())
         self.pooled = dict(pooled or {})
         self.plan: Plan | None = None
+        self.outcome: Result | None = None
         self._signed: SignedPlan | None = None
+        self._start: Mapping[str, Array] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Orders for every site that is online and has not contributed to this round. `arrays` and `config` are not sent: a `rows`
-        round starts at zero, and the plan says all."""
+        """Orders for every site that is online and has not contributed to this round. `arrays` and `config` are not sent: what a round
+        starts from is its kind's, and the plan says all."""
         known = self._sites()
         here = {
             n: known[n][0] for n in grid.get_node_ids() if n in known and (server_round, known[n][0]) not in self.pooled
@@ -53,12 +57,12 @@ class RowsStrategy(Strategy):
         return [self.order(node) for node in sorted(here, key=lambda n: here[n])]
 
     def orders(self, server_round: int, grid: Grid) -> list[Message]:
-        """`configure_train` with what a `rows` round starts from."""
+        """`configure_train` for our own loop."""
         return list(self.configure_train(server_round, self.start_arrays, ConfigRecord(), grid))
 
     def issue(self, server_round: int, sites: Sequence[str]) -> None:
         """Make the plan that orders carry and replies answer."""
-        self.plan, self._signed = self._make_plan(server_round, sites)
+        self.plan, self._signed, self._start = self._make_plan(server_round, sites)
 
     def order(self, node: int) -> Message:
         """The current plan as a message for one node. Raises Rejected when there is no plan."""
@@ -66,7 +70,7 @@ class RowsStrategy(Strategy):
             raise Rejected("no_plan")
         signed = ConfigRecord({"text": self._signed.text, "signature": self._signed.signature})
         return Message(
-            RecordDict({"arrays": self.start_arrays, "plan": signed}),
+            RecordDict({"arrays": to_record(self._start), "plan": signed}),
             dst_node_id=node,
             message_type=MessageType.TRAIN,
             group_id=str(self.plan.round),
@@ -83,15 +87,17 @@ class RowsStrategy(Strategy):
         site, key = self.sender(reply, fields)
         if site not in self.plan.sites:
             raise Rejected("not_a_participant")
+        shapes = {name: tuple(a.shape) for name, a in self._start.items()}
         try:
-            arrays = decode(record, self._shapes)
+            arrays = decode(record, shapes)
         except (
             Rejected
         ) as error:  # a payload that makes no sense has left the site all the same: its receipt goes into the echo
             receipt = receipt_of(fields) if fields.get("plan") == self.plan.sha256() else ""
             raise Rejected(error.code, receipt=receipt) from None
-        accepted = check(site, key, self.plan, self._shapes, arrays, fields, self._most_patients)
-        self.pooled[(accepted.round, accepted.site)] = Contribution(accepted.rows, accepted.counts, accepted.sigma)
+        issued = [sent.terms for sent in self.pooled.values()]
+        accepted = check(site, key, self.plan, shapes, arrays, fields, self._most_patients, issued)
+        self.pooled[(accepted.round, accepted.site)] = accepted.sent
         return accepted
 
     def sender(self, reply: Message, fields: Mapping[str, str | int]) -> tuple[str, str]:
@@ -101,17 +107,17 @@ class RowsStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check what has not been accepted yet, then pool all contributions of all rounds. None when this round has none."""
+        """Check what has not been accepted yet, then the result of the round. None when it has no contribution."""
         for reply in replies:
             try:
                 self.accept(reply)
             except Rejected:
                 continue
-        count = sum(r == server_round for r, _ in self.pooled)
-        if not count:
+        self.outcome = result(self.release, server_round, self.pooled)
+        if self.outcome is None:
             return None, None
-        self.memory = pool(self.memory.coordinates, self.memory.ids, [self.pooled[k] for k in sorted(self.pooled)])
-        return to_record(self.memory.arrays()), MetricRecord({"replies": count})
+        count = sum(r == server_round for r, _ in self.pooled)
+        return to_record(self.outcome.arrays), MetricRecord({"replies": count})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -51,8 +51,11 @@ class Coordinates:
         return digest.hexdigest()
 
 
-def record(coordinates: Coordinates, features: Mapping[int, Array], classes: int) -> tuple[Array, Array]:
-    """One patient: class index -> mean feature [f] of the patient's images of that class.
+def record(
+    coordinates: Coordinates, features: Mapping[int, Array], classes: int, offset: Array | None = None
+) -> tuple[Array, Array]:
+    """One patient: class index -> mean feature [f] of the patient's images of that class. offset: [k], a released number that
+    centres the site (`sgps.site_mean`); it is taken off before the record is shortened, so that the norm stays bounded.
 
     Returns rows [classes, k] and counts [classes], float64, together of norm at most 1.
     Raises ValueError for a class index out of range or a patient without a class.
@@ -62,7 +65,9 @@ def record(coordinates: Coordinates, features: Mapping[int, Array], classes: int
     rows, counts = np.zeros((classes, len(coordinates.directions))), np.zeros(classes)
     part = 1 / np.sqrt(len(features))
     for c, feature in features.items():
-        x = coordinates.place(np.asarray(feature, dtype=np.float64)) / coordinates.radius
+        x = (
+            coordinates.place(np.asarray(feature, dtype=np.float64)) - (0 if offset is None else offset)
+        ) / coordinates.radius
         rows[c] = part * np.sqrt(SHARE_ROW) * x / max(1.0, float(np.linalg.norm(x)))
         counts[c] = part * np.sqrt(SHARE_COUNT)
     return rows, counts
@@ -128,6 +133,10 @@ class Memory:
             spread=np.maximum(self.spread - weight**2 * np.maximum(counts, 0), 0),
             noise=np.maximum(self.noise - weight**2 * _row_variance(own.sigma, self.coordinates), 0),
         )
+
+    def moved(self, offset: Array) -> "Memory":
+        """Every row moved by `offset` [k]: from the common centre to that of a site whose camera lies there."""
+        return replace(self, total=self.total + self.count[:, None] * offset)
 
     def arrays(self) -> dict[str, Array]:
         """Everything but the ids, for one safetensors file."""

@@ -18,6 +18,7 @@ LIMIT = 1 << 20  # bytes of a plan's text
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 ClassId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+KindName = Literal["rows", "site_mean", "episodes"]  # what each carries: sgps.kinds
 
 
 class Plan(Settings):
@@ -26,10 +27,12 @@ class Plan(Settings):
     federation: fingerprint of the coordinator's key. encoder: hash of base network and coordinates (`Release.encoder_sha256`).
     classes: catalogue ids in the order of the arrays. start: hash of the arrays that come with the plan. terms: mechanism facts.
     code: hashes of site code that the coordinator accepts. sites: participants. echo: site -> receipt of its last reply that
-    arrived. Times are seconds since the epoch (UTC): a site answers at `answer_at` and never after `deadline`.
+    arrived. centres: site -> receipt of the `site_mean` reply whose noised mean centres its records in this `rows` round; empty
+    where records are not centred. quorum: replies that make the round. Times are seconds since the epoch (UTC): a site answers at
+    `answer_at` and never after `deadline`.
     """
 
-    kind: Literal["rows"]
+    kind: KindName
     federation: Hex
     round: Annotated[int, Field(ge=1, le=1_000_000)]
     attempt: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -40,6 +43,8 @@ class Plan(Settings):
     code: Annotated[tuple[Hex, ...], Field(min_length=1, max_length=100)]
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1, max_length=10_000)]
     echo: dict[SiteName, Hex] = {}
+    centres: dict[SiteName, Hex] = {}
+    quorum: Annotated[int, Field(ge=1, le=10_000)] = 1
     issued: float
     answer_at: float
     deadline: float
@@ -50,6 +55,8 @@ class Plan(Settings):
             raise ValueError("issued, answer_at and deadline are not in order")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class appears twice")
+        if self.centres and self.kind != "rows":
+            raise ValueError("only a rows round is centred")
         return self
 
     def sha256(self) -> str:
@@ -61,7 +68,7 @@ class Plan(Settings):
         return SignedPlan(text=text.decode(), signature=key.sign(text).hex())
 
 
-_SHAPES = ("kind", "federation", "round", "encoder", "classes", "start", "terms", "code")
+_SHAPES = ("kind", "federation", "round", "encoder", "classes", "start", "terms", "code", "centres", "quorum")
 
 
 class SignedPlan(Settings):

@@ -71,12 +71,13 @@ class Provenance(Settings):
 
 
 class Round(Settings):
-    """One round as it happened: who contributed, under which terms, to which classes."""
+    """One round as it happened: who contributed, under which terms. centred: each site's records by its own noised mean."""
 
     round: int
     kind: str
     terms: dict[str, Any]
     sites: tuple[SiteName, ...]
+    centred: bool = False
 
 
 class Manifest(Settings):

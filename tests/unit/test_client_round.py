@@ -20,7 +20,7 @@ from sgps.errors import InputError, RefusedError
 from sgps.memory import COUNTS, ROWS, record
 from sgps.plan import arrays_sha256
 from sgps.signing import public_pem
-from sgps_client import approval, officer, records, rules
+from sgps_client import approval, kinds, officer, records, rules
 from sgps_client import round as rounds
 from sgps_client.enrolment import load_key
 from sgps_client.round import RoundFailed, answer, open_ledger
@@ -44,6 +44,11 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 def ask(bench: Bench, plan: Any = None, arrays: Any = None) -> egress.Reply:
     signed = (plan or bench.plan()).sign(bench.key)
     return answer(bench.site, signed.text, signed.signature, bench.start() if arrays is None else arrays)
+
+
+def rows(bench: Bench) -> list[Any]:
+    """The records of the first cohort in a `rows` round."""
+    return kinds.records("rows", bench.release, records.prepared(bench.site, bench.release, "first"))
 
 
 def all_entries(bench: Bench) -> list[dict[str, Any]]:
@@ -87,7 +92,7 @@ def test_what_is_sent_is_the_sum_of_the_records_and_noise_of_the_plans_size(benc
         cohorts=[{**site_bench.settings("")["cohorts"][0], "budget": {"epsilon": 20, "delta": 1e-5}}],
     )
     reply = ask(bench, bench.plan(terms=bench.terms(sigma=0.3)))
-    exact = [r for r in records.prepared(bench.site, bench.release, "first") if r is not None]
+    exact = [r for r in rows(bench) if r is not None]
     assert len(exact) == site_bench.PATIENTS
     for name in (ROWS, COUNTS):
         assert np.abs(reply.arrays[name] - sum(r[name] for r in exact)).max() < 0.3 * 5
@@ -408,7 +413,8 @@ def test_patients_are_zero_records_when_they_cannot_be_read_and_change_nobody_el
     assert after[1] is None
     assert [i for i, r in enumerate(after) if r is None] == [1]
     for i in (0, 2, 3, 4):
-        assert all(np.array_equal(before[i][n], after[i][n]) for n in (ROWS, COUNTS))  # type: ignore[index]
+        assert before[i] is not None and after[i] is not None
+        assert all(np.array_equal(before[i][c], after[i][c]) for c in before[i])
 
 
 def test_a_patient_that_hangs_is_the_zero_record(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,13 +440,13 @@ def test_a_record_is_that_of_the_class_memory_and_takes_no_more_images_than_the_
 
     bench.write(images_per_patient=1)
     records._prepared.kept.clear()
-    found = records.prepared(bench.site, bench.release, "first")[0]
+    found = rows(bench)[0]
     reader = records.cohort_of(bench.site, "first", site_bench.CLASSES)
     label, load = reader.images("patient 0")[0]
     feature = ImageEncoder(bench.release).features([load()])[0]
-    rows, counts = record(site_bench.coordinates(), {site_bench.CLASSES.index(label): feature}, 3)
+    sums, counts = record(site_bench.coordinates(), {site_bench.CLASSES.index(label): feature}, 3)
     assert found is not None
-    assert np.allclose(found[ROWS], rows, atol=1e-6)
+    assert np.allclose(found[ROWS], sums, atol=1e-6)
     assert np.allclose(found[COUNTS], counts)
     assert np.linalg.norm(np.concatenate([found[ROWS].ravel(), found[COUNTS]])) <= 1 + 1e-6
 

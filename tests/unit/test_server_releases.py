@@ -14,9 +14,10 @@ import tiny_release
 from sgps.errors import InputError, SignatureError, StateError
 from sgps.files import sha256_file
 from sgps.memory import Contribution, Memory, pool
-from sgps.release import BANK, CATALOGUE, FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE, Release
+from sgps.release import BANK, CATALOGUE, FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE, Release, memory_bytes
 from sgps_server import releases
 from sgps_server.checkpoint import Record
+from sgps_server.kinds import Result
 from sgps_server.serving import Found, Shelf
 
 KEY = Ed25519PrivateKey.generate()
@@ -46,7 +47,8 @@ def record(site: str) -> Record:
 
 
 def write(folder: Path, found: Memory) -> Release:
-    return releases.following(folder, 1, found, [record("south"), record("north")], TERMS, "c" * 64, KEY)
+    result = Result(found.arrays(), {MEMORY: memory_bytes(found)})
+    return releases.following(folder, 1, result, [record("south"), record("north")], TERMS, "c" * 64, KEY)
 
 
 def test_the_next_release_changes_the_memory_and_nothing_else(folder: Path) -> None:

@@ -18,11 +18,10 @@ from sgps_privacy import egress, statement
 from sgps_privacy.events import Event
 from sgps_privacy.terms import Terms
 from sgps_server.pki import public_pem
-from sgps_server.plans import start_arrays
 from sgps_server.replies import MOST_TEXT, Rejected, check, norm_bound
 
 KEY = ec.generate_private_key(ec.SECP384R1())
-START = start_arrays(3, 4)
+START = {ROWS: np.zeros((3, 4), np.float32), COUNTS: np.zeros(3, np.float32)}
 SHAPES = {n: a.shape for n, a in START.items()}
 TERMS = Terms("rows", 1.391, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1)
 CODE = "c" * 64
@@ -67,8 +66,8 @@ def verdict(arrays: Arrays, fields: Fields) -> str:
 def test_a_good_reply_is_taken_as_it_is() -> None:
     arrays, fields = good()
     taken = check("north", public_pem(KEY.public_key()), PLAN, SHAPES, arrays, fields, most_patients=1000)
-    assert taken.rows.tobytes() == arrays[ROWS].tobytes()
-    assert (taken.site, taken.round, taken.sigma, taken.receipt) == ("north", 1, 1.391, "d" * 64)
+    assert taken.sent.arrays[ROWS].tobytes() == arrays[ROWS].tobytes()
+    assert (taken.site, taken.round, taken.sent.terms.sigma, taken.receipt) == ("north", 1, 1.391, "d" * 64)
 
 
 def spoil(name: str) -> Callable[[Arrays, Fields], None]:

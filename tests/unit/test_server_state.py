@@ -11,11 +11,12 @@ import pytest
 from sgps.errors import ConfigError, StateError
 from sgps.memory import COUNTS, ROWS
 from sgps.settings import dump, load
+from sgps_privacy.terms import Terms
 from sgps_server import audit
 from sgps_server.audit import Audit
 from sgps_server.checkpoint import Checkpoint, Open, read_state
 from sgps_server.config import Federation, locked
-from sgps_server.plans import rows_terms
+from sgps_server.kinds import CONDUCT, Sent
 
 SETTINGS = {
     "name": "derm", "url": "https://localhost:8443", "listen": {"host": "127.0.0.1", "port": 8443}, "rounds": 2, "epsilon": 3.0,
@@ -76,29 +77,39 @@ def test_a_cut_end_shows_by_the_releases_that_name_a_line(tmp_path: Path) -> Non
         audit.verify(path, {"0001": head})
 
 
+TERMS = Terms("rows", 1.5, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1)
+
+
+def opened(folder: Path) -> Checkpoint:
+    """A checkpoint whose first round is issued."""
+    checkpoint = Checkpoint(folder)
+    facts = TERMS.to_mapping()
+    opened = Open(round=1, attempt=1, terms=facts, code=("b" * 64,), sites=("north", "south"))
+    checkpoint.save(open=opened, terms={1: facts})
+    return checkpoint
+
+
 def accept(checkpoint: Checkpoint, site: str, value: float) -> None:
-    rows, counts = np.full((3, 4), value, np.float32), np.full(3, value, np.float32)
-    checkpoint.accept(
-        1, site, rows, counts, 1.5, receipt="a" * 64, statement='{"epsilon":3.0}', signature="00", key="PEM"
-    )
+    arrays = {ROWS: np.full((3, 4), value, np.float32), COUNTS: np.full(3, value, np.float32)}
+    sent = Sent(TERMS, arrays)
+    checkpoint.accept(1, site, sent, receipt="a" * 64, statement='{"epsilon":3.0}', signature="00", key="PEM")
 
 
 def test_a_checkpoint_comes_back_with_every_contribution_bit_for_bit(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(tmp_path)
-    checkpoint.save(open=Open(round=1, attempt=1, terms={"sigma": 1.391}, code=("b" * 64,), sites=("north", "south")))
+    checkpoint = opened(tmp_path)
     accept(checkpoint, "north", 0.1)
     checkpoint.receipt("south", "c" * 64)
     again = Checkpoint(tmp_path)
     assert again.state == checkpoint.state
     assert again.state.receipts == {"north": "a" * 64, "south": "c" * 64}
-    assert again.contributions[(1, "north")].rows.tobytes() == np.full((3, 4), 0.1, np.float32).tobytes()
-    assert again.contributions[(1, "north")].sigma == 1.5
+    assert again.contributions[(1, "north")].arrays[ROWS].tobytes() == np.full((3, 4), 0.1, np.float32).tobytes()
+    assert again.contributions[(1, "north")].terms == TERMS
 
 
 def test_a_crash_between_arrays_and_checkpoint_leaves_the_old_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint(tmp_path)
+    checkpoint = opened(tmp_path)
 
     def die(**_: object) -> None:
         raise KeyboardInterrupt
@@ -109,11 +120,11 @@ def test_a_crash_between_arrays_and_checkpoint_leaves_the_old_state(
     again = Checkpoint(tmp_path)
     assert again.contributions == {}
     accept(again, "north", 0.2)  # the same site's bytes come again
-    assert Checkpoint(tmp_path).contributions[(1, "north")].counts[0] == np.float32(0.2)
+    assert Checkpoint(tmp_path).contributions[(1, "north")].arrays[COUNTS][0] == np.float32(0.2)
 
 
 def test_a_damaged_or_missing_contribution_is_an_error_not_a_smaller_memory(tmp_path: Path) -> None:
-    accept(Checkpoint(tmp_path), "north", 0.1)
+    accept(opened(tmp_path), "north", 0.1)
     file = tmp_path / "contributions" / "0001.north.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -153,12 +164,7 @@ def test_terms_of_a_rows_round_spend_exactly_the_epsilon_of_the_settings() -> No
     from sgps_privacy import accountant
     from sgps_privacy.events import Event
 
-    terms = rows_terms(Federation.model_validate(SETTINGS))
-    spent = accountant.epsilon([Event(terms["sigma"], terms["q"], terms["steps"])], 1e-5)
+    terms = CONDUCT["rows"].terms(Federation.model_validate(SETTINGS), 1.0)
+    spent = accountant.epsilon([Event(terms.sigma, terms.q, terms.steps)], 1e-5)
     assert 2.98 < spent <= 3.0
-    assert (terms["kind"], terms["clips"], terms["groups"], terms["denominator"]) == (
-        "rows",
-        [1.0],
-        [[ROWS, COUNTS]],
-        1,
-    )
+    assert (terms.kind, terms.clips, terms.groups, terms.denominator) == ("rows", (1.0,), ((ROWS, COUNTS),), 1)

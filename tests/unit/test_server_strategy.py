@@ -1,4 +1,4 @@
-"""RowsStrategy as an ordinary Flower strategy, driven by Flower's own `Strategy.start` over a grid of sites in this process."""
+"""RoundStrategy as an ordinary Flower strategy, driven by Flower's own `Strategy.start` over a grid of sites in this process."""
 
 import sys
 from collections.abc import Iterable
@@ -15,12 +15,14 @@ import tiny_release
 
 from sgps.files import sha256_file
 from sgps.memory import COUNTS, ROWS, Contribution, pool
-from sgps.release import MANIFEST, Release
+from sgps.release import MANIFEST, MEMORY, Release
+from sgps_privacy.terms import Terms
 from sgps_server import enrolment
 from sgps_server.app import open_strategy
 from sgps_server.config import Folder
+from sgps_server.kinds import Sent
 from sgps_server.replies import Rejected
-from sgps_server.strategy import RowsStrategy, decode, records, to_record
+from sgps_server.strategy import RoundStrategy, decode, records, to_record
 
 SITES = ("north", "south")
 
@@ -106,10 +108,11 @@ def test_flowers_own_loop_drives_the_strategy_and_the_memory_is_the_pool_of_what
     result = strategy.start(grid, strategy.start_arrays, num_rounds=2, timeout=5)
     assert grid.sent == 4
     assert set(strategy.pooled) == {(r, s) for r in (1, 2) for s in SITES}
-    expected = pool(
-        strategy.memory.coordinates, strategy.memory.ids, [strategy.pooled[k] for k in sorted(strategy.pooled)]
-    )
-    assert np.array_equal(strategy.memory.total, expected.total)
+    empty = strategy.release.memory()
+    sent = [strategy.pooled[k] for k in sorted(strategy.pooled)]
+    parts = [Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma) for s in sent]
+    expected = pool(empty.coordinates, empty.ids, parts)
+    assert strategy.outcome is not None and list(strategy.outcome.files) == [MEMORY]
     assert np.array_equal(result.arrays["memory.total"].numpy(), expected.total)
     assert dict(result.train_metrics_clientapp[2]) == {"replies": 2}
 
@@ -178,10 +181,8 @@ def test_orders_go_to_known_contributors_that_have_not_answered(folder: Folder) 
         asked.append(list(names))
         return inner._make_plan(round, list(names))
 
-    done = {(1, "north"): Contribution(zeros[ROWS], zeros[COUNTS], 1.0)}
-    strategy = RowsStrategy(
-        plan, lambda: {7: ("north", "k"), 8: ("south", "k"), 9: ("west", "k")}, zeros, release.memory(), 10, done
-    )  # type: ignore[arg-type]
+    done = {(1, "north"): Sent(Terms("rows", 1.0, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1), zeros)}
+    strategy = RoundStrategy(plan, lambda: {7: ("north", "k"), 8: ("south", "k"), 9: ("west", "k")}, release, 10, done)  # type: ignore[arg-type]
 
     class Two(LocalGrid):
         def get_node_ids(self) -> Iterable[int]:
