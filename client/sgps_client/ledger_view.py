@@ -22,7 +22,7 @@ from sgps_privacy.events import Event
 from sgps_privacy.ledger import Ledger
 
 WAIT = 5.0  # seconds for a worker that is in the middle of a round
-BAR = 24  # characters of a whole budget
+BAR = 20  # characters of a whole budget
 STATES = {"sent": "green", "ready": "yellow", "lost": "red", "forgiven": "bright_black"}
 
 
@@ -110,8 +110,8 @@ def _heading(a: Account) -> Text:
 
 def _bars(a: Account, plain: bool) -> Table:
     table = Table.grid(padding=(0, 1, 0, 0))
-    for _ in range(5):
-        table.add_column(overflow="fold")
+    for least in (None, BAR, None, None, None):  # a bar is never cut
+        table.add_column(overflow="fold", min_width=least)
     scale = max(a.budget, a.epsilon)
     rest = [""] * 2
     table.add_row(
