@@ -3,27 +3,26 @@
 import os
 import shutil
 import socket
-import ssl
 import stat
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from sgps.code import contributor_code
-from sgps.errors import ConfigError, NetworkError, SgpsError
+from sgps.errors import ConfigError, NetworkError, SgpsError, SignatureError, StateError
 from sgps.release import Release
 from sgps.signing import fingerprint, load_public
-from sgps_client import enrolment
+from sgps_client import enrolment, witness
 from sgps_client.check_cohorts import cohorts
 from sgps_client.config import Site
-from sgps_client.coordinator import Coordinator, Status, explain, tls_context
+from sgps_client.coordinator import Coordinator, Status
 from sgps_client.findings import BAD, NOTE, Finding, good, raised
 from sgps_client.records import within
 from sgps_client.store import Store
+from sgps_client.tls import proxy_for, shake_hands, tls_context
 from sgps_privacy.errors import PrivacyError, Refused
 
 AHEAD, BEHIND = 5.0, 300.0  # seconds of clock difference that the coordinator's server takes
@@ -131,36 +130,32 @@ def _keys(site: Site) -> Iterator[Finding]:
 
 # --- network and clock ---------------------------------------------------------------------------------------------------
 def _network(site: Site, box: _Box) -> Iterator[Finding]:
-    url = site.config.federation.url
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 443
-    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get("https")
-    if proxy:
-        yield Finding("network", NOTE, f"through the proxy {urlsplit(proxy).hostname}:{urlsplit(proxy).port}")
-    else:
-        try:
-            within(CONNECT_SECONDS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-            socket.create_connection((host, port), CONNECT_SECONDS).close()
-            yield good("network", f"{host}:{port} answers")
-        except (OSError, TimeoutError) as error:
-            what, do = _connect_trouble(host, port, error)
-            yield Finding("network", BAD, what, do, 6)
-            return
+    rounds, releases = site.config.federation.url, site.releases_url
+    contributes = site.config.role == "contribute"
+    ways = [_way(url) for url in ((rounds, releases) if contributes else (releases,))]
+    yield from ways
+    if any(way.bad for way in ways):
+        return
     try:
-        tls_context(site)
+        context = tls_context(site)
     except ConfigError:
         return  # said under keys already
     try:
+        if contributes:
+            shake_hands(rounds, context)
         with Coordinator(site) as coordinator:
             before = time.time()
             status = coordinator.status()
             now = (before + time.time()) / 2
-    except (NetworkError, ssl.SSLError) as error:
-        yield raised("network", error if isinstance(error, NetworkError) else explain(error, url))
+            record = _record(site, coordinator)
+    except NetworkError as error:
+        yield raised("network", error)
         return
     box.status = status
     if status.fingerprint != site.config.federation.fingerprint:
-        yield Finding("network", BAD, f"{url} is the coordinator of another federation", "correct `federation:`", 3)
+        yield Finding(
+            "network", BAD, f"{releases} is the coordinator of another federation", "correct `federation:`", 3
+        )
     missing = f"; waits for {', '.join(status.waiting_for)}" if status.waiting_for else ""
     yield good("network", f"mutual TLS works; {status.state}, round {status.round} of {status.rounds}{missing}")
     ahead = now - status.time
@@ -169,6 +164,35 @@ def _network(site: Site, box: _Box) -> Iterator[Finding]:
         yield Finding("clock", BAD, text, "set it by NTP: the coordinator takes 5 s ahead and 300 s behind at most", 6)
     else:
         yield good("clock", text)
+    yield record
+
+
+def _way(url: str) -> Finding:
+    """Whether the address can be reached at all, unless a proxy stands before it."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 443
+    if proxy := proxy_for(host):
+        through = urlsplit(proxy)
+        return Finding("network", NOTE, f"{host}:{port} through the proxy {through.hostname}:{through.port}")
+    try:
+        within(CONNECT_SECONDS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except (OSError, TimeoutError) as error:
+        what, do = _connect_trouble(host, port, error)
+        return Finding("network", BAD, what, do, 6)
+    return good("network", f"{host}:{port} answers")
+
+
+def _record(site: Site, coordinator: Coordinator) -> Finding:
+    """Whether the coordinator's record still holds what it held."""
+    try:
+        seen = witness.look(site, coordinator)
+    except (SignatureError, StateError) as error:
+        return raised("record", error)
+    before = "this site looks at it for the first time"
+    if seen.since is not None:
+        before = f"it holds the line that was its last on {datetime.fromtimestamp(seen.since, UTC):%Y-%m-%d %H:%M} UTC"
+    return good("record", f"the coordinator's record has {seen.lines} lines; {before}")
 
 
 def _connect_trouble(host: str, port: int, error: Exception) -> tuple[str, str]:
@@ -221,18 +245,18 @@ def _release(site: Site, box: _Box, seen: _Box) -> Iterator[Finding]:
     box.release = store.newest()
     if box.release is not None:
         yield good("release", f"{box.release.folder.name} is verified; {len(box.release.manifest.classes)} classes")
-    elif seen.status is not None and seen.status.release:
+    elif seen.status is not None:
         yield Finding(
             "release",
             NOTE,
-            f"none is here yet; {seen.status.release} is fetched at `start`",
+            f"none is here yet; {seen.status.latest.name} is fetched at `start`",
             "or now: sgps-client pull",
         )
     else:
         yield Finding(
             "release",
             BAD,
-            "none is here and the coordinator offers none",
+            "none is here and the coordinator does not answer",
             "sgps-client pull, once it can be reached",
             2,
         )

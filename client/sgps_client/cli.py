@@ -122,15 +122,28 @@ def start(
 
 
 @app.command()
-def pull(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
-    """Fetch the newest release and verify it."""
+def pull(
+    config: ConfigOption = SITE_YAML,
+    name: Annotated[str | None, typer.Option("--release", help="Not the newest but this one.", metavar="NAME")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Only say which releases there are.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch the newest release and verify it. A broken download goes on where it ended."""
     from sgps_client.config import Site
     from sgps_client.coordinator import Coordinator
     from sgps_client.store import Store
 
     site = Site.load(config)
+    store = Store(site)
     with Coordinator(site) as coordinator:
-        release = Store(site).fetch(coordinator, coordinator.latest())
+        if listing:
+            for one in coordinator.releases():
+                here = store.holds(one)
+                facts = {"release": one.name, "sha256": one.sha256, "here": here}
+                _say(as_json, facts, f"{one.name}  {one.sha256[:16]}  {'here' if here else 'not here'}")
+            return
+        wanted = coordinator.status().latest if name is None else coordinator.find(name)
+        release = store.fetch(coordinator, wanted)
     facts = {"release": release.folder.name, "sha256": release.sha256, "folder": str(release.folder)}
     _say(as_json, facts, f"release {release.folder.name} is verified in {release.folder}")
 

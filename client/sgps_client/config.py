@@ -15,6 +15,7 @@ from sgps.files import read_limited
 from sgps.plan import ClassId, Hex, KindName, SiteName
 from sgps.settings import LIMIT, Settings, load, parse
 from sgps.signing import fingerprint, load_public
+from sgps.wire import next_port
 
 FILE_NAME = "site.yaml"
 Url = Annotated[str, Field(pattern=r"^https://[^/\s]+$", examples=["https://coordinator.example.org:8443"])]
@@ -84,10 +85,13 @@ class SiteLimits(KindLimits):
 
 
 class FederationAddress(Settings):
-    """url: of the coordinator. fingerprint: hex SHA-256 of the key that signs plans and releases."""
+    """url: of the coordinator. releases_url: of its release service; without it, the port after that of `url`. fingerprint: hex
+    SHA-256 of the key that signs plans and releases.
+    """
 
     name: str
     url: Url
+    releases_url: Url | None = None
     fingerprint: Hex
 
 
@@ -194,6 +198,12 @@ class Site:
     @property
     def releases(self) -> Path:
         return self.folder / self.config.releases
+
+    @property
+    def releases_url(self) -> str:
+        """Where the coordinator's release service is."""
+        federation = self.config.federation
+        return (federation.releases_url or next_port(federation.url)).rstrip("/")
 
     @property
     def log(self) -> Path:

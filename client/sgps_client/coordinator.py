@@ -1,27 +1,63 @@
-"""The coordinator as seen from a site: one port, mutual TLS 1.3, our own GETs. Flower's calls are in `flower_link`."""
+"""The coordinator's release service as seen from a site: gRPC over mutual TLS 1.3. Flower's calls are in `flower_link`."""
 
-import json
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-import httpx
+from sgps_client.offline import switch_off
+
+switch_off()  # before grpc is imported
+
+import grpc  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sgps.errors import ConfigError, InputError, NetworkError, SgpsError
+from sgps.errors import ConfigError, InputError, NetworkError
 from sgps.plan import Hex
-from sgps.release import FILES, MANIFEST, SIGNATURE
+from sgps.settings import problems
+from sgps.wire import releases_pb2 as wire
 from sgps_client.config import Site
+from sgps_client.tls import TIMEOUT, proxy_for, require_keys, told
 
-JSON_LIMIT = 1 << 20  # bytes
-TIMEOUT = 30.0  # seconds without a byte
+MESSAGE_LIMIT = 8 << 20  # bytes; a manifest has at most half of that
+PULL_SECONDS = 570.0  # of one stream, a little less than the coordinator's own limit; what is left comes with the next
 ReleaseName = Annotated[str, Field(pattern=r"^[0-9a-z][0-9a-z-]{0,63}$")]
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT),
+    ("grpc.use_local_subchannel_pool", 1),  # no other channel's failures
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.keepalive_time_ms", 20_000),  # a line that is silently gone shows within half a minute
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+_PASSING = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL", "UNKNOWN", "ABORTED", "RESOURCE_EXHAUSTED"}
+_WORDS = {
+    "DEADLINE_EXCEEDED": ("no answer in time", "`sgps-client check` looks for the cause"),
+    "PERMISSION_DENIED": ("this site is not enrolled or was revoked", "ask the coordinator"),
+    "UNIMPLEMENTED": ("is not the release service", "check `releases_url:`"),
+    "FAILED_PRECONDITION": ("the release changed while it was fetched", "it is tried again"),
+    "NOT_FOUND": ("there is no such release", "sgps-client pull --list"),
+    "DATA_LOSS": ("the coordinator's record is damaged", "tell the coordinator"),
+}
+
+
+class Interrupted(NetworkError):
+    """A call that may succeed when it is tried again."""
+
+
+class Named(BaseModel):
+    """A release by name and SHA-256 of its manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: ReleaseName
+    sha256: Hex
 
 
 class Status(BaseModel):
-    """What the coordinator says of itself. time: its clock, seconds since the epoch. Keys of later versions are left alone."""
+    """What the coordinator says of itself. time: its clock, seconds since the epoch."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,118 +66,103 @@ class Status(BaseModel):
     state: Literal["waiting", "running", "done"]
     round: int
     rounds: int
-    release: str | None = None
+    latest: Named
     sites: Mapping[str, str] = {}
     waiting_for: tuple[str, ...] = ()
     time: float
 
 
-class Latest(BaseModel):
-    """Name of the newest release and SHA-256 of its manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    name: ReleaseName
-    sha256: Hex
-
-
-Model = TypeVar("Model", Status, Latest)
-
-
-def tls_context(site: Site) -> ssl.SSLContext:
-    """TLS 1.3 with the site's certificate and the federation's CA, nobody else's. Raises ConfigError when a file is missing."""
-    for path in (site.ca, site.certificate, site.tls_key):
-        if not path.is_file():
-            raise ConfigError(
-                "is missing", where=path, do=f"sgps-client enroll {site.name}, then enroll --kit {site.name}.kit"
-            )
-    try:
-        context = ssl.create_default_context(cafile=str(site.ca))
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(site.certificate, site.tls_key)
-    except (ssl.SSLError, OSError) as error:
-        raise ConfigError(
-            f"key and certificates do not fit together: {error}", where=site.keys, do="enroll again"
-        ) from error
-    return context
-
-
-def explain(error: Exception, url: str) -> NetworkError:
-    """A network error as one line that names the address, the cause and the next step."""
-    text, do = (
-        " ".join(str(error).split()) or type(error).__name__,
-        "`sgps-client check` looks for the cause",
-    )
-    if isinstance(error, httpx.TimeoutException):
-        text = "no answer in time"
-    elif isinstance(error, httpx.ProxyError):
-        text = f"the proxy refused: {text}"
-    elif "CERTIFICATE_VERIFY_FAILED" in text:
-        text, do = (
-            "the server is not the one that the kit names, or a proxy opens TLS",
-            "ask the coordinator; exempt it from inspection",
-        )
-    elif "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:
-        text = "the server does not speak TLS there: check the port"
-    elif any(word in text.upper() for word in ("ALERT", "CERTIFICATE_REQUIRED")):
-        text = f"the coordinator does not take this site's certificate ({text})"
-    elif isinstance(error, httpx.HTTPStatusError):
-        text = f"HTTP {error.response.status_code}"
-    return NetworkError(text, where=url, do=do)
-
-
 class Coordinator:
-    """GETs of one site. Every method raises NetworkError when the coordinator cannot be reached or answers nonsense."""
+    """The calls of one site. Every method raises NetworkError when the coordinator cannot be reached or answers nonsense.
+
+    Raises ConfigError when a key is missing or the proxy is of a kind that gRPC does not know.
+    """
 
     def __init__(self, site: Site) -> None:
-        self.url = site.config.federation.url.rstrip("/")
-        self._client = httpx.Client(verify=tls_context(site), timeout=TIMEOUT, follow_redirects=False)
+        self.url = site.releases_url
+        parts = urlsplit(self.url)
+        require_keys(site)
+        identity = grpc.ssl_channel_credentials(
+            site.ca.read_bytes(), site.tls_key.read_bytes(), site.certificate.read_bytes()
+        )
+        host = str(parts.hostname)
+        target = f"{f'[{host}]' if ':' in host else host}:{parts.port or 443}"
+        self._channel = grpc.secure_channel(target, identity, options=(*_OPTIONS, *_proxy(host)))
+        self._calls = {m.name: m for m in wire.DESCRIPTOR.services_by_name["Releases"].methods}
 
     def status(self) -> Status:
-        return self._json("/sgps/status", Status)
+        with self._told():
+            reply = self._unary("Status", wire.StatusRequest())
+            fields = {f.name: getattr(reply, f.name) for f in reply.DESCRIPTOR.fields}
+            fields |= {
+                "latest": _named(reply.latest),
+                "sites": dict(reply.sites),
+                "waiting_for": tuple(reply.waiting_for),
+            }
+            return Status.model_validate(fields)
 
-    def latest(self) -> Latest:
-        return self._json("/sgps/releases/latest", Latest)
+    def releases(self) -> list[Named]:
+        """All that the coordinator has, oldest first."""
+        with self._told():
+            return [_named(r) for r in self._unary("List", wire.ListRequest()).releases]
 
-    def file(self, release: str, name: str, limit: int) -> bytes:
-        """Bytes of one file of a release, at most `limit`."""
-        if name not in (*FILES, MANIFEST, SIGNATURE):
-            raise InputError("is not a file of a release", where=name)
-        with self._get(f"/sgps/releases/{release}/{name}") as response:
-            return self._body(response, limit)
-
-    def _json(self, path: str, model: type[Model]) -> Model:
-        with self._get(path) as response:
-            body = self._body(response, JSON_LIMIT)
-        try:
-            return model.model_validate(json.loads(body))
-        except (ValueError, RecursionError) as error:
-            what = (
-                "; ".join(e["msg"] for e in error.errors()) if isinstance(error, ValidationError) else "it is not JSON"
+    def find(self, name: str) -> Named:
+        """One of them by name. Raises InputError when there is none of that name."""
+        offered = self.releases()
+        found = next((r for r in offered if r.name == name), None)
+        if found is None:
+            raise InputError(
+                "there is no such release", where=name, do=f"choose one of {', '.join(r.name for r in offered)}"
             )
-            raise NetworkError(f"an answer of another kind than expected: {what}", where=self.url + path) from error
+        return found
+
+    def inspect(self, name: str) -> tuple[bytes, bytes]:
+        """Manifest and signature, as yet unverified."""
+        with self._told():
+            reply = self._unary("Inspect", wire.InspectRequest(name=name))
+            return bytes(reply.manifest), bytes(reply.signature)
+
+    def pull(self, release: Named, file: str, offset: int) -> Iterator[tuple[int, bytes]]:
+        """Pieces of a file from the offset on, each with the size of the whole file, unverified. At least one, perhaps empty."""
+        wanted = wire.Release(name=release.name, sha256=release.sha256)
+        with self._told():
+            for chunk in self._call("Pull", self._channel.unary_stream)(
+                wire.PullRequest(release=wanted, file=file, offset=offset), timeout=PULL_SECONDS
+            ):
+                yield int(chunk.size), bytes(chunk.data)
+
+    def audit_head(self, known: tuple[str, int] | None) -> tuple[str, bytes]:
+        """Text and signature of what the coordinator says of its record's end. known: hash and number of a line seen before."""
+        with self._told():
+            head = None if known is None else wire.Head(sha256=known[0], lines=known[1])
+            reply = self._unary("AuditHead", wire.AuditHeadRequest(known=head))
+            return str(reply.text), bytes(reply.signature)
+
+    def _unary(self, name: str, request: Any) -> Any:
+        return self._call(name, self._channel.unary_unary)(request, timeout=TIMEOUT)
+
+    def _call(self, name: str, kind: Any) -> Any:
+        method = self._calls[name]
+        return kind(
+            f"/{method.containing_service.full_name}/{name}",
+            request_serializer=getattr(wire, method.input_type.name).SerializeToString,
+            response_deserializer=getattr(wire, method.output_type.name).FromString,
+        )
 
     @contextmanager
-    def _get(self, path: str) -> Iterator[httpx.Response]:
+    def _told(self) -> Iterator[None]:
         try:
-            with self._client.stream("GET", self.url + path, headers={"accept-encoding": "identity"}) as response:
-                response.raise_for_status()
-                yield response
-        except SgpsError:
-            raise
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise explain(error, self.url + path) from error
-
-    def _body(self, response: httpx.Response, limit: int) -> bytes:
-        body = bytearray()
-        for part in response.iter_raw():
-            body += part
-            if len(body) > limit:
-                raise NetworkError(f"more than {limit:,} bytes", where=response.url)
-        return bytes(body)
+            yield
+        except grpc.RpcError as error:
+            code, text = error.code().name, " ".join(str(error.details()).split())
+            what, do = _WORDS.get(code) or told(text)
+            raise (Interrupted if code in _PASSING else NetworkError)(what, where=self.url, do=do) from error
+        except ValidationError as error:
+            what = f"an answer of another kind than expected: {'; '.join(problems(error))}"
+            raise NetworkError(what, where=self.url) from error
 
     def close(self) -> None:
-        self._client.close()
+        self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -150,3 +171,17 @@ class Coordinator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _named(release: wire.Release) -> Named:
+    return Named(name=release.name, sha256=release.sha256)
+
+
+def _proxy(host: str) -> tuple[tuple[str, str | int], ...]:
+    """gRPC reads only small letters from the environment, and other names than everything else here: so it is told."""
+    proxy = proxy_for(host)
+    if proxy is None:
+        return (("grpc.enable_http_proxy", 0),)
+    if not proxy.startswith("http://"):
+        raise ConfigError("is not of the form http://host:port", where="HTTPS_PROXY", do="name the proxy so")
+    return (("grpc.http_proxy", proxy),)

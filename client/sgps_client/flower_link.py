@@ -50,7 +50,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from sgps.errors import NetworkError, SgpsError
-from sgps_client.coordinator import TIMEOUT, explain
+from sgps_client.tls import TIMEOUT, explain
 
 BEAT = 10  # seconds; the smallest that Flower takes. A silent site counts as gone after two of them
 OBJECTS, OBJECT_BYTES, ORDER_BYTES = (

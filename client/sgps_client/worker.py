@@ -18,15 +18,16 @@ from sgps.errors import NetworkError, SgpsError, SignatureError, StateError
 from sgps.files import write_atomic
 from sgps.kinds import KINDS
 from sgps.release import Release
-from sgps_client import flower_link, log
+from sgps_client import flower_link, log, witness
 from sgps_client.app import app
 from sgps_client.config import Site
-from sgps_client.coordinator import Coordinator, Status, tls_context
+from sgps_client.coordinator import Coordinator, Named, Status
 from sgps_client.enrolment import load_key
 from sgps_client.flower_link import BEAT, Fleet, NodeUnknown, Withdrawn
 from sgps_client.records import prepared
 from sgps_client.round import RoundFailed, open_cohorts, open_ledger
 from sgps_client.store import Store
+from sgps_client.tls import tls_context
 from sgps_privacy.egress import ACCEPTED
 from sgps_privacy.errors import Refused
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 POLL, STATUS_EVERY = 0.3, 2.0  # seconds between asking for orders, and for the coordinator's state
 FIRST_WAIT, MOST_WAIT, GROWTH = 0.5, 15.0, 1.6  # back-off after trouble, seconds
+BAD_RELEASE = 60.0  # seconds until a release that did not verify is fetched again
 MOST_FAILURES = 100  # tries of one order that fails here
 
 
@@ -72,7 +74,8 @@ class Worker:
         self._failures = 0
         self._pulled = b""
         self._next_status = 0.0
-        self._bad: set[str] = set()
+        self._bad: dict[str, float] = {}
+        self._witnessed = ""
 
     def run(self) -> None:
         """Until the run is done and its last release is here, or until KeyboardInterrupt. Every trouble on the way is tried again.
@@ -115,7 +118,8 @@ class Worker:
         if time.monotonic() >= self._next_status:
             status = self.coordinator.status()
             self._hello(status)
-            self._fetch()
+            self._fetch(status.latest)
+            self._witness(status.latest)
             self._prepare()
             self._next_status = time.monotonic() + STATUS_EVERY
             if status.state == "done" and not self.forever and not self.inflight.exists():
@@ -150,20 +154,30 @@ class Worker:
                 federation=status.federation, url=self.coordinator.url, state=status.state, round=status.round, rounds=status.rounds,
             )  # fmt: skip
 
-    def _fetch(self) -> None:
-        latest = self.coordinator.latest()
-        if self.store.holds(latest):
+    def _fetch(self, latest: Named) -> None:
+        if self.store.holds(latest) or time.monotonic() < self._bad.get(latest.sha256, 0.0):
             return
         try:
             release = self.store.fetch(self.coordinator, latest)
         except SignatureError as error:  # the coordinator's trouble, or an attack: not a reason to leave the federation
             if latest.sha256 not in self._bad:
-                self._bad.add(latest.sha256)
                 self._say(
                     "release_refused", f"release {latest.name} is not used: {error}", bad=True, release=latest.name
                 )
+            self._bad[latest.sha256] = time.monotonic() + BAD_RELEASE
             return
         self._say("release", f"release {latest.name} fetched and verified", release=latest.name, sha256=release.sha256)
+
+    def _witness(self, latest: Named) -> None:
+        """Once for each release: is the coordinator's record still the one that it was?"""
+        if latest.sha256 == self._witnessed:
+            return
+        try:
+            seen = witness.look(self.site, self.coordinator)
+            self._say("record", f"the coordinator's record has {seen.lines} lines, those seen before among them")
+        except (SignatureError, StateError) as error:  # for people to clear up; a site has rules of its own for plans
+            self._say("record_doubtful", str(error), bad=True)
+        self._witnessed = latest.sha256
 
     def _prepare(self) -> None:
         """Cohorts that have not paid yet are read and encoded before plans come, so that no reply waits for slow images."""

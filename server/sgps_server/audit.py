@@ -52,22 +52,55 @@ def _head(file: BinaryIO) -> str:
     return hashlib.sha256(lines[-1]).hexdigest() if lines else START
 
 
+class Heads:
+    """Hashes of all lines, in memory; what was appended since is read at each question. Safe for several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines, self._read, self._lock = path, list[str](), 0, threading.Lock()
+
+    def last(self) -> tuple[str, int]:
+        """Hash of the last line, number of lines. Raises StateError where a line does not follow from the one before."""
+        with self._lock:
+            self._look()
+            return (self._lines[-1] if self._lines else START), len(self._lines)
+
+    def holds(self, head: str, lines: int) -> bool:
+        """Whether the line of that number has that hash. Raises StateError, too."""
+        with self._lock:
+            self._look()
+            return (lines == 0 and head == START) or (0 < lines <= len(self._lines) and self._lines[lines - 1] == head)
+
+    def _look(self) -> None:
+        with self._path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read:
+                raise StateError("has become shorter", where=self._path, do="keep the file and ask who changed it")
+            file.seek(self._read)
+            data = file.read()
+        data = data[: data.rfind(b"\n") + 1]  # half a line is still being written, or was left by a crash
+        for line in data.splitlines():
+            _followed(line, self._lines[-1] if self._lines else START, f"{self._path} line {len(self._lines) + 1}")
+            self._lines.append(hashlib.sha256(line).hexdigest())
+            self._read += len(line) + 1
+
+
+def _followed(line: bytes, head: str, where: str) -> dict[str, Any]:
+    """The event of a line. Raises StateError when it does not follow from the line whose hash is `head`."""
+    try:
+        event = json.loads(line)
+        sound = event["previous"] == head and canonical(event) == line
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise StateError("the chain of hashes is broken", where=where, do="keep the file and ask who changed it")
+    return dict(event)
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """All events; `sha256` is added to each. Raises StateError at the first line that does not follow from the one before."""
     head, events = START, []
     data = path.read_bytes() if path.exists() else b""
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            event = json.loads(line)
-            sound = event["previous"] == head and canonical(event) == line
-        except (ValueError, KeyError, TypeError):
-            sound = False
-        if not sound:
-            raise StateError(
-                "the chain of hashes is broken",
-                where=f"{path} line {number}",
-                do="keep the file and ask who changed it",
-            )
+        event = _followed(line, head, f"{path} line {number}")
         head = hashlib.sha256(line).hexdigest()
         events.append({**event, "sha256": head})
     return events

@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 from sgps.errors import InputError, StateError
 from sgps.plan import Hex, SiteName
 from sgps.settings import Settings, load
+from sgps.wire import next_port
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 
 
 class Listen(Settings):
-    """The one address that the coordinator opens."""
+    """The address that the coordinator opens for rounds."""
 
     host: str
     port: Annotated[int, Field(ge=1, le=65535, examples=[8443])]
@@ -44,9 +45,17 @@ class Episodes(Settings):
         return self
 
 
+class ReleasesPort(Settings):
+    """The port of the release service, on the host of `listen`, and where sites find it."""
+
+    port: Annotated[int, Field(ge=1, le=65535, examples=[8444])]
+    url: Annotated[str, Field(pattern=r"^https://[^/\s@]+$", examples=["https://coordinator.example.org:8444"])]
+
+
 class Federation(Settings):
     """The content of federation.yaml.
 
+    releases: without it, the port after `listen.port`, and the address whose port is the one after that of `url`.
     epsilon, delta: what one round costs a patient; the noise multiplier follows from them. kind: of the rounds that follow; it may
     change between two runs. centre_sites: where cameras differ; every `rows` round follows a `site_mean` round, and epsilon is the
     price of both. episodes: what rounds of that kind train. quorum: least number of replies that
@@ -59,6 +68,7 @@ class Federation(Settings):
     name: SiteName
     url: Annotated[str, Field(pattern=r"^https://[^/\s@]+$", examples=["https://coordinator.example.org:8443"])]
     listen: Listen
+    releases: ReleasesPort | None = None
     rounds: Annotated[int, Field(ge=1, le=10_000, examples=[1])]
     kind: Literal["rows", "episodes"] = "rows"
     centre_sites: bool = False
@@ -83,7 +93,22 @@ class Federation(Settings):
         if self.kind == "episodes" and (self.episodes is None or self.centre_sites):
             raise ValueError("kind: episodes needs `episodes:` and no `centre_sites`, which belongs to rows")
         host_of(self.url)
+        if self.releases is None and self.listen.port == 65535:
+            raise ValueError("no port is left after listen.port: write `releases:` with one")
+        host_of(self.releases_url)
+        if self.releases_listen.port == self.listen.port:
+            raise ValueError("releases.port must be another one than listen.port")
         return self
+
+    @property
+    def releases_listen(self) -> Listen:
+        """The address that the release service opens."""
+        return Listen(host=self.listen.host, port=self.releases.port if self.releases else self.listen.port + 1)
+
+    @property
+    def releases_url(self) -> str:
+        """Where sites find the release service."""
+        return self.releases.url if self.releases else next_port(self.url)
 
     @property
     def wanted(self) -> int:

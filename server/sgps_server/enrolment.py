@@ -19,6 +19,7 @@ from sgps.kit import Kit
 from sgps.release import Release
 from sgps.settings import parse, problems
 from sgps.signing import fingerprint, load_public, make_key, public_pem
+from sgps.wire import next_port
 from sgps_server import releases
 from sgps_server.audit import Audit
 from sgps_server.config import Federation, Folder, host_of
@@ -51,10 +52,12 @@ def init(target: Path, name: str, url: str, release: Release, listen: str = "") 
     loopback one, else all. release: verified; becomes releases/0000. Raises InputError, ConfigError.
     """
     port, host = urlsplit(url).port, host_of(url)
-    if port is None:
-        raise ConfigError("names no port", where=url, do="use the form https://host:8443")
+    if port is None or port == 65535:  # the next one is for releases
+        raise ConfigError("names no port", where=url, do="use the form https://host:8443, up to port 65534")
     listen = listen or (host if host in {"localhost", "127.0.0.1", "::1"} else "0.0.0.0")  # noqa: S104  a coordinator is for others
-    text = FEDERATION.format(name=name, url=url, host=f'"{listen}"', port=port)
+    text = FEDERATION.format(
+        name=name, url=url, host=f'"{listen}"', port=port, releases_port=port + 1, releases_url=next_port(url)
+    )
     try:
         Federation.model_validate(parse(text, "federation.yaml"))
     except ValidationError as error:
@@ -64,7 +67,7 @@ def init(target: Path, name: str, url: str, release: Release, listen: str = "") 
         for part in (folder.ca, folder.keys, folder.registry.parent, folder.releases, folder.state):
             part.mkdir(mode=0o700)
         write_atomic(folder.config, text.encode())
-        Authority.make(folder.ca, name).server(folder.keys, server_hosts(host, listen))
+        Authority.make(folder.ca, name).server(folder.keys, server_hosts([host], listen))
         key = make_key(folder.keys / "plan.key", folder.keys / "plan.pub")
         Registry.make(folder.registry)
         releases.first(release, folder.releases / releases.name_of(0), name, key)
@@ -128,7 +131,7 @@ def approve(
         ca=authority.pem(),
         certificate=certificate.public_bytes(Encoding.PEM).decode(),
         site_yaml=SITE.format(
-            site=request.site, role=role, name=settings.name, url=settings.url, fingerprint=mark, delta=f"{settings.delta:g}",
+            site=request.site, role=role, name=settings.name, url=settings.url, releases_url=settings.releases_url, fingerprint=mark, delta=f"{settings.delta:g}",
             epsilon=f"{settings.epsilon:g}",
         ),
     )  # fmt: skip

@@ -5,21 +5,13 @@ key and its Flower node key are one key, and the registry holds it: a certificat
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from sgps_server.audit import Audit
 from sgps_server.flower_link import ACTIVATE, FLEET, KEY_HEADER, PUSH, few_objects, honest_sender, key_header
-from sgps_server.pki import public_pem
-from sgps_server.registry import Registry
-from sgps_server.serving import Shelf
+from sgps_server.peers import Peer, Porter, read_peer
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,16 +19,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MOST_BODY = 8 << 20  # bytes; Flower sends arrays in 5 MiB chunks
 BODY_SECONDS = 60.0  # within which a body must be here
-_QUIET = 10.0  # seconds: equal refusals within are counted, not written one by one
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Who holds the other end of a TLS connection, by its certificate."""
-
-    site: str
-    key: str
-    expires: float
 
 
 _peers: dict[tuple[str, int], Peer] = {}
@@ -57,46 +39,24 @@ class Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # chosen at
         super().connection_lost(exc)
 
 
-def read_peer(certificate: bytes | None) -> Peer | None:
-    """DER certificate, already verified by TLS -> its holder; None when it is not of a site's form."""
-    if certificate is None:
-        return None
-    found = x509.load_der_x509_certificate(certificate)
-    names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    key = found.public_key()
-    if len(names) != 1 or not isinstance(key, ec.EllipticCurvePublicKey):
-        return None
-    return Peer(str(names[0].value), public_pem(key), found.not_valid_after_utc.timestamp())
-
-
 class Gate:
-    """ASGI app. admit: called with a site and its key before Flower sees it activate. report: progress."""
+    """ASGI app. admit: called with a site and its key before Flower sees it activate."""
 
-    def __init__(
-        self, app: Any, registry: Registry, audit: Audit, shelf: Shelf, admit: Callable[[str, str], object],
-        report: Callable[..., None],
-    ) -> None:  # fmt: skip
-        self._app, self._registry, self._audit, self._shelf = app, registry, audit, shelf
-        self._admit, self._report = admit, report
-        self._quiet: dict[tuple[str, int, str], tuple[float, int]] = {}
+    def __init__(self, app: Any, porter: Porter, admit: Callable[[str, str], object]) -> None:
+        self._app, self._porter, self._admit = app, porter, admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        fleet = scope["method"] == "POST" and scope["path"] in FLEET
-        if not fleet and not (scope["method"] == "GET" and scope["path"].startswith("/sgps/")):
+        if scope["method"] != "POST" or scope["path"] not in FLEET:
             await answer(send, 404)
             return
         peer = _peers.get(tuple(scope["client"] or ()))
-        name = peer.site if peer else "?"
-        if peer is None or self._registry.key(peer.site) != peer.key:
-            await self._refuse(scope, send, 403, name, "not_enrolled")
-        elif peer.expires < time.time():
-            await self._refuse(scope, send, 403, name, "certificate_expired")
-        elif fleet:
-            await self._fleet(scope, receive, send, peer)
+        why = self._porter.objection(peer)
+        if peer is None or why:
+            await self._refuse(scope, send, 403, peer.site if peer else "?", why)
         else:
-            await self._get(scope, send, peer)
+            await self._fleet(scope, receive, send, peer)
 
     async def _fleet(self, scope: Scope, receive: Receive, send: Send, peer: Peer) -> None:
         claimed = [value for header, value in scope["headers"] if header == KEY_HEADER]
@@ -126,30 +86,8 @@ class Gate:
 
         await self._app(scope, replay, send)
 
-    async def _get(self, scope: Scope, send: Send, peer: Peer) -> None:
-        found = await asyncio.to_thread(self._shelf.find, scope["path"])
-        if found is None:
-            await answer(send, 404)
-            return
-        if isinstance(found, bytes):
-            await answer(send, 200, found, "application/json")
-            return
-        await send_file(send, found.path)
-        if found.memory:
-            await asyncio.to_thread(self._report, "fetched", site=peer.site, release=found.release)
-
     async def _refuse(self, scope: Scope, send: Send, status: int, site: str, why: str) -> None:
-        now, kind = time.monotonic(), (site, status, why)
-        since, count = self._quiet.get(kind, (-_QUIET, 0))
-        if now - since < _QUIET:
-            self._quiet[kind] = (since, count + 1)
-        else:
-            self._quiet[kind] = (now, 0)
-            path = scope["path"][:100]
-            await asyncio.to_thread(
-                self._audit.add, "refused", site=site, status=status, why=why, path=path, unwritten=count
-            )
-            await asyncio.to_thread(self._report, "refused", site=site, status=status, why=why)
+        await asyncio.to_thread(self._porter.refused, site, status, why, scope["path"])
         await answer(send, status)
 
 
@@ -167,20 +105,10 @@ async def _body(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-async def answer(send: Send, status: int, body: bytes = b"", kind: str = "text/plain") -> None:
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+async def answer(send: Send, status: int) -> None:
+    """An empty answer."""
+    headers = [(b"content-type", b"text/plain"), (b"content-length", b"0")]
     if status >= 400:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def send_file(send: Send, path: Any) -> None:
-    """A file in pieces of 1 MiB."""
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        headers = [(b"content-type", b"application/octet-stream"), (b"content-length", str(size).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        while part := await asyncio.to_thread(file.read, 1 << 20):
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+    await send({"type": "http.response.body", "body": b""})

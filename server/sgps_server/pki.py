@@ -111,9 +111,9 @@ def server_needs_renewal(folder: Path, hosts: list[str]) -> bool:
     return left < datetime.timedelta(days=RENEW_DAYS) or any(name not in named for name in alternatives(hosts))
 
 
-def server_hosts(url_host: str, listen_host: str) -> list[str]:
-    """Names that the coordinator answers to: that of its address and, where it can be reached there, of its own machine."""
-    hosts = [url_host]
+def server_hosts(url_hosts: list[str], listen_host: str) -> list[str]:
+    """Names that the coordinator answers to: those of its addresses and, where it can be reached there, of its own machine."""
+    hosts = [*url_hosts]
     loopback = {"localhost", "127.0.0.1", "::1"}
     if listen_host not in {"0.0.0.0", "::"}:  # noqa: S104  compared, not bound
         hosts.append(listen_host)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 _LINES = {
-    "listening": "{federation} listens at {url}; fingerprint {fingerprint}",
+    "listening": "{federation} listens at {url}, gives releases at {releases}; fingerprint {fingerprint}",
     "resumed": "resumes after round {done}; round {round} is open, attempt {attempt} was its last",
     "online": "{site} is online",
     "offline": "{site} is offline",

@@ -44,7 +44,12 @@ def latest(folder: Path) -> Named:
     found = names(folder)
     if not found:
         raise StateError("holds no release", where=folder, do="restore it from a backup")
-    return Named(found[-1], hashlib.sha256(read_limited(folder / found[-1] / MANIFEST, MANIFEST_LIMIT)).hexdigest())
+    return named(folder, found[-1])
+
+
+def named(folder: Path, name: str) -> Named:
+    """Raises InputError when there is no such release."""
+    return Named(name, hashlib.sha256(read_limited(folder / name / MANIFEST, MANIFEST_LIMIT)).hexdigest())
 
 
 def first(source: Release, target: Path, federation: str, key: Ed25519PrivateKey) -> None:

@@ -1,4 +1,4 @@
-"""`sgps-server` itself: open the door, run the rounds, go on serving the last release."""
+"""`sgps-server` itself: open both ports, run the rounds, go on serving the last release."""
 
 import contextlib
 import signal
@@ -8,17 +8,19 @@ from collections.abc import Iterator
 
 from sgps.signing import fingerprint, load_private
 from sgps_server import releases
-from sgps_server.audit import Audit
+from sgps_server.audit import Audit, Heads
 from sgps_server.audit import verify as verify_audit
 from sgps_server.config import Federation, Folder, host_of, locked
 from sgps_server.door import Door
 from sgps_server.flower_link import Link, Roster, build_app
 from sgps_server.gate import Gate
+from sgps_server.peers import Porter
 from sgps_server.pki import Authority, server_hosts, server_needs_renewal
 from sgps_server.progress import Progress
 from sgps_server.registry import Registry
+from sgps_server.release_port import ReleasePort, caller
+from sgps_server.release_service import ReleaseService
 from sgps_server.rounds import Rounds, Stopped
-from sgps_server.serving import Shelf
 from sgps_server.status import Board
 
 
@@ -37,24 +39,41 @@ def serve(folder: Folder, settings: Federation, report: Progress, linger: float 
         app, state = build_app()
         roster, link = Roster(state), Link(state)
         rounds = Rounds(folder, settings, key, link, roster, registry, audit, board, report, stop)
-        gate = Gate(app, registry, audit, Shelf(folder.releases, board.snapshot), roster.admit, report)
+        porter = Porter(registry, audit, report)
         audit.add("start", done=rounds.done, release=releases.latest(folder.releases).sha256)
-        door = Door(gate, folder, settings.listen)
-        report("listening", federation=settings.name, url=settings.url, fingerprint=mark)
-        try:
-            rounds.run()
-            name = releases.latest(folder.releases).name
-            audit.add("done", rounds=rounds.done, release=name)
-            report("done", rounds=rounds.done, release=name)
-            _linger(rounds, report, name, linger, stop)
-            report("ended", release=name)
-            return 0
-        except Stopped:
-            report("stopped")
-            return 130
-        finally:
-            link.close()
-            door.close()
+        service = ReleaseService(
+            folder.releases, Heads(folder.audit), key, board.snapshot,
+            may=lambda context: not porter.objection(caller(context)),
+            fetched=lambda context, name: report("fetched", site=getattr(caller(context), "site", "?"), release=name),
+        )  # fmt: skip
+        with contextlib.ExitStack() as ports:
+            ports.callback(Door(Gate(app, porter, roster.admit), folder, settings.listen).close)
+            ports.callback(ReleasePort(service, porter, folder, settings.releases_listen, board.alive).close)
+            ports.callback(link.close)
+            report(
+                "listening",
+                federation=settings.name,
+                url=settings.url,
+                releases=settings.releases_url,
+                fingerprint=mark,
+            )
+            return _rounds(folder, rounds, audit, report, linger, stop)
+
+
+def _rounds(
+    folder: Folder, rounds: Rounds, audit: Audit, report: Progress, linger: float | None, stop: threading.Event
+) -> int:
+    try:
+        rounds.run()
+        name = releases.latest(folder.releases).name
+        audit.add("done", rounds=rounds.done, release=name)
+        report("done", rounds=rounds.done, release=name)
+        _linger(rounds, report, name, linger, stop)
+        report("ended", release=name)
+        return 0
+    except Stopped:
+        report("stopped")
+        return 130
 
 
 def _linger(rounds: Rounds, report: Progress, name: str, linger: float | None, stop: threading.Event) -> None:
@@ -70,8 +89,8 @@ def _linger(rounds: Rounds, report: Progress, name: str, linger: float | None, s
 
 
 def _renew(folder: Folder, settings: Federation, report: Progress) -> None:
-    """A new server certificate before the old one ends, or when the address in federation.yaml changed."""
-    hosts = server_hosts(host_of(settings.url), settings.listen.host)
+    """A new server certificate before the old one ends, or when an address in federation.yaml changed."""
+    hosts = server_hosts([host_of(settings.url), host_of(settings.releases_url)], settings.listen.host)
     if server_needs_renewal(folder.keys, hosts):
         Authority.open(folder.ca).server(folder.keys, hosts)
         report("renewed")

@@ -1,4 +1,4 @@
-"""Where the federation stands, for sites (`GET /sgps/status`) and for the operator (`sgps-server status`). It says who is missing."""
+"""Where the federation stands, for sites (the call `Status`) and for the operator (`sgps-server status`). It says who is missing."""
 
 import fcntl
 import json
@@ -17,10 +17,11 @@ FRESH = 15.0  # seconds; the running coordinator writes its state at least every
 
 
 class Board:
-    """The running coordinator's view. Written by the rounds, read by the gate."""
+    """The running coordinator's view. Written by the rounds, read by the release service."""
 
     def __init__(self, folder: Folder, federation: str, fingerprint: str, rounds: int) -> None:
         self._path, self._lock, self._written = folder.state / "status.json", threading.Lock(), 0.0
+        self._told = time.monotonic()
         self._now: dict[str, Any] = {
             "federation": federation,
             "fingerprint": fingerprint,
@@ -34,11 +35,16 @@ class Board:
 
     def snapshot(self) -> dict[str, Any]:
         with self._lock:
-            return {**self._now, "time": time.time()}
+            return {**self._now}
+
+    def alive(self) -> bool:
+        """Whether the rounds have set something lately: they do so all the time, unless they hang."""
+        return time.monotonic() - self._told < FRESH
 
     def set(self, **changes: Any) -> None:
         """Change fields; the file follows at once, and now and then when nothing changed, so that a hang shows."""
         with self._lock:
+            self._told = time.monotonic()
             changed = any(self._now[k] != v for k, v in changes.items())
             self._now.update(changes)
             now = {**self._now, "time": time.time()}

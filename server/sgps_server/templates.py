@@ -7,6 +7,9 @@ url: {url}          # where sites find the coordinator; stands in every kit
 listen:
   host: {host}
   port: {port}
+releases:                 # a second port, over gRPC: state, releases, health
+  port: {releases_port}
+  url: {releases_url}     # where sites find it; stands in every kit
 
 rounds: 1                 # one `rows` round for each cohort that sites hold ready
 kind: rows                # sites send noised sums of their patients, once per cohort
@@ -31,6 +34,7 @@ role: {role}
 federation:
   name: {name}
   url: {url}
+  releases_url: {releases_url}
   fingerprint: {fingerprint}
 keys: keys
 state: state

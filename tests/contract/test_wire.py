@@ -23,7 +23,14 @@ HEAD = "# Made from releases.proto by tests/contract/test_wire.py: change that f
 def generated() -> dict[str, str]:
     """File name -> content, from protoc."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'sgps'}", f"--python_out={out}", f"--pyi_out={out}"]
+        command = [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            f"-I{ROOT / 'sgps'}",
+            f"--python_out={out}",
+            f"--pyi_out={out}",
+        ]
         subprocess.run([*command, str(PROTO)], check=True, timeout=60)
         return {file.name: HEAD + file.read_text() for file in sorted((Path(out) / "sgps" / "wire").iterdir())}
 
@@ -49,7 +56,9 @@ def test_messages_fields_and_numbers_are_those_of_the_proto_file() -> None:
     assert [(m.name, m.input_type.name, m.output_type.name) for m in service.methods] == calls
 
 
-@pytest.mark.skipif(find_spec("grpc_tools") is None, reason="needs grpcio-tools, which only the making of the messages needs")
+@pytest.mark.skipif(
+    find_spec("grpc_tools") is None, reason="needs grpcio-tools, which only the making of the messages needs"
+)
 def test_protoc_gives_the_committed_files_again() -> None:
     for name, text in generated().items():
         assert (FOLDER / name).read_text() == text, name

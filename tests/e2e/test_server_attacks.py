@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def refusals(f: fed.Federation, why: str) -> list[dict[str, object]]:
 def test_no_answer_without_a_client_certificate(f: fed.Federation, mallory: fake_site.Identity) -> None:
     bare = ssl.create_default_context(cafile=str(f.work / "mallory" / "ca.pem"))
     with httpx.Client(verify=bare, trust_env=False) as client:
-        for path in ("/sgps/status", "/health", "/docs"):
+        for path in ("/v1/fleet/pull-messages", "/health", "/docs"):
             with pytest.raises(httpx.TransportError):
                 client.get(f"{mallory.url}{path}")
 
@@ -88,14 +89,14 @@ def test_no_answer_to_a_certificate_of_another_authority(
     context = fake_site.Identity(tmp_path / "mallory").tls()
     context.load_verify_locations(f.work / "mallory" / "ca.pem")
     with httpx.Client(verify=context, trust_env=False) as client, pytest.raises(httpx.TransportError):
-        client.get(f"{mallory.url}/sgps/status")
+        client.get(mallory.url)
 
 
 def test_tls_below_1_3_is_refused(mallory: fake_site.Identity) -> None:
     context = mallory.tls()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     with httpx.Client(verify=context, trust_env=False) as client, pytest.raises(httpx.TransportError):
-        client.get(f"{mallory.url}/sgps/status")
+        client.get(mallory.url)
 
 
 def test_no_operators_call_no_task_no_app_and_no_page_is_there(mallory: fake_site.Identity) -> None:
@@ -106,18 +107,8 @@ def test_no_operators_call_no_task_no_app_and_no_page_is_there(mallory: fake_sit
             "/v1/fleet/register-node", "/v1/fleet/unregister-node", "/v1/fleet/../control/list-nodes", "/v1/fleet/pull-messages/",
         ):  # fmt: skip
             assert client.post(path, content=body, headers=head).status_code == 404, path
-        for path in ("/docs", "/openapi.json", "/health", "/", "/v1/fleet/pull-messages"):
+        for path in ("/docs", "/openapi.json", "/health", "/", "/sgps/status", "/v1/fleet/pull-messages"):
             assert client.get(path, headers=head).status_code == 404, path
-
-
-def test_only_files_of_releases_are_served(mallory: fake_site.Identity) -> None:
-    with mallory.client() as client:
-        assert client.get("/sgps/releases/0000/release.yaml").status_code == 200
-        for path in (
-            "/sgps/releases/0000/../../keys/plan.key", "/sgps/releases/0000/%2e%2e/%2e%2e/keys/plan.key", "/sgps/releases/..%2f..%2fkeys/plan.key",
-            "/sgps/releases/9999/release.yaml", "/sgps/releases/0000/plan.key", "/sgps/keys/plan.key", "/sgps/releases/0000/",
-        ):  # fmt: skip
-            assert client.get(path).status_code == 404, path
 
 
 def test_headers_of_one_site_are_worth_nothing_with_anothers_certificate(
@@ -224,10 +215,15 @@ def test_a_revoked_site_is_locked_out_at_once_even_on_an_open_connection(f: fed.
     f.enrol("eve")
     eve = fake_site.Identity(f.work / "eve")
     with eve.client() as client:
-        assert client.get("/sgps/status").status_code == 200  # enrolled while the coordinator runs
+        request = ActivateNodeRequest(public_key=public_key_to_bytes(eve.key.public_key()), heartbeat_interval=10)
+
+        def activate() -> int:
+            body = request.SerializeToString()
+            return client.post("/v1/fleet/activate-node", content=body, headers=headers(eve.key)).status_code
+
+        assert activate() == 200  # enrolled while the coordinator runs
         fed.server("sites", "revoke", "eve", "--config", f.folder.config)
-        assert client.get("/sgps/status").status_code == 403
-        assert client.post("/v1/fleet/pull-messages", content=b"", headers=headers(eve.key)).status_code == 403
+        assert activate() == 403
     assert "eve" not in json.loads(fed.server("status", "--json", "--config", f.folder.config).stdout)["sites"]
 
 
@@ -239,7 +235,15 @@ def test_an_old_certificate_does_not_open_for_a_new_key_of_the_same_name(f: fed.
     (f.work / "oscar").rename(f.work / "oscar-old")
     f.enrol("oscar")
     new = fake_site.Identity(f.work / "oscar")
-    with new.client() as client:
-        assert client.get("/sgps/status").status_code == 200
+    assert new.ask("Status").federation == "derm"
     with httpx.Client(base_url=old.url, verify=context, trust_env=False) as client:
-        assert client.get("/sgps/status").status_code == 403
+        assert client.post("/v1/fleet/pull-messages", content=b"", headers=headers(new.key)).status_code == 403
+    identity = grpc.ssl_channel_credentials(
+        (f.work / "oscar" / "ca.pem").read_bytes(),
+        (f.work / "oscar-old" / "keys" / "site.key").read_bytes(),
+        (f.work / "oscar-old" / "certificate.pem").read_bytes(),
+    )
+    with grpc.secure_channel(f"localhost:{f.port + 1}", identity, options=(("grpc.enable_http_proxy", 0),)) as line:
+        with pytest.raises(grpc.RpcError) as raised:
+            line.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=20)
+        assert raised.value.code() == grpc.StatusCode.PERMISSION_DENIED

@@ -68,15 +68,19 @@ def test_two_rounds_give_two_signed_releases_pooled_from_all_contributions(make:
     for name in ("north", "south"):
         f.start_site(name)
     f.wait(lambda: f.events("serving"))
-    with fake_site.Identity(f.work / "north").client() as client:
-        status = client.get("/sgps/status").json()
-        assert (status["state"], status["round"], status["rounds"], status["release"]) == ("done", 2, 2, "0002")
-        assert status["sites"] == {"north": "online", "south": "online"}
-        latest = client.get("/sgps/releases/latest").json()
-        assert latest["name"] == "0002"
-        for file in (*FILES, MANIFEST, SIGNATURE):
-            assert client.get(f"/sgps/releases/0002/{file}").content == (f.folder.releases / "0002" / file).read_bytes()
-        assert hashlib.sha256((f.folder.releases / "0002" / MANIFEST).read_bytes()).hexdigest() == latest["sha256"]
+    north, folder = fake_site.Identity(f.work / "north"), f.folder.releases / "0002"
+    status = north.ask("Status")
+    assert (status.state, status.round, status.rounds, status.latest.name) == ("done", 2, 2, "0002")
+    assert dict(status.sites) == {"north": "online", "south": "online"}
+    assert [r.name for r in north.ask("List").releases] == ["0000", "0001", "0002"]
+    for file in FILES:
+        pieces = north.ask("Pull", release=status.latest, file=file)
+        assert b"".join(piece.data for piece in pieces) == (folder / file).read_bytes()
+    shown = north.ask("Inspect", name="0002")
+    assert (shown.manifest, shown.signature) == ((folder / MANIFEST).read_bytes(), (folder / SIGNATURE).read_bytes())
+    assert hashlib.sha256(shown.manifest).hexdigest() == status.latest.sha256
+    head = json.loads(north.ask("AuditHead").text)
+    assert (head["head"], head["lines"]) == (f.audit()[-1]["sha256"], len(f.audit()))
     coordinator.send_signal(signal.SIGINT)
     assert coordinator.wait(20) == 0
 
@@ -304,8 +308,7 @@ def test_a_receiving_site_is_never_asked_but_is_served(make: Make) -> None:
     f.start_site("north")
     f.start_site("west")
     f.wait(lambda: f.events("serving"))
-    with fake_site.Identity(f.work / "west").client() as client:
-        assert client.get("/sgps/releases/latest").json()["name"] == "0001"
+    assert fake_site.Identity(f.work / "west").ask("Status").latest.name == "0001"
     assert f.site_events("west", "plan") == []
     assert f.audit("issued")[0]["sites"] == ["north"]
     coordinator.send_signal(signal.SIGTERM)

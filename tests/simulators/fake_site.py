@@ -17,6 +17,7 @@ from typing import Any
 
 os.environ.update({"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"})
 
+import grpc
 import httpx
 import numpy as np
 from cryptography import x509
@@ -53,6 +54,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from safetensors.numpy import load, save
 
+from sgps.wire import releases_pb2
 from sgps_privacy import egress, statement
 from sgps_privacy.events import Event
 from sgps_privacy.noise import Grid, discrete_gaussian
@@ -92,6 +94,24 @@ class Identity:
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, verify=self.tls(), trust_env=False, timeout=10)
+
+    def ask(self, name: str, **fields: Any) -> Any:
+        """One call of the release service; a stream's answers as a list. Raises grpc.RpcError."""
+        service = releases_pb2.DESCRIPTOR.services_by_name["Releases"]
+        method = service.methods_by_name[name]
+        request = getattr(releases_pb2, method.input_type.name)(**fields)
+        host, port = self.url.removeprefix("https://").rsplit(":", 1)
+        parts = (self.folder / "ca.pem", self.folder / "keys" / "site.key", self.folder / "certificate.pem")
+        identity = grpc.ssl_channel_credentials(*(part.read_bytes() for part in parts))
+        options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+        with grpc.secure_channel(f"{host}:{int(port) + 1}", identity, options=options) as line:
+            kind = line.unary_stream if method.server_streaming else line.unary_unary
+            found = kind(
+                f"/{service.full_name}/{name}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=getattr(releases_pb2, method.output_type.name).FromString,
+            )(request, timeout=20)
+            return list(found) if method.server_streaming else found
 
     def fleet(self, node_key: ec.EllipticCurvePrivateKey | None = None) -> FleetHttpClient:
         key = node_key or self.key

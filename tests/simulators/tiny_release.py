@@ -28,10 +28,10 @@ def coordinates() -> Coordinates:
     return Coordinates(rng.normal(size=FEATURES).astype(np.float32), directions, radius=2.0, within=1.5)
 
 
-def make(target: Path) -> Path:
-    """Write it unsigned, as the shipped one is. Returns the folder."""
+def make(target: Path, floats: int = 6) -> Path:
+    """Write it unsigned, as the shipped one is; the base has that many random numbers. Returns the folder."""
     memory = Memory.empty(coordinates(), CLASSES)
-    base = {"base.conv_stem.weight": np.ones((2, 3), np.float32)}
+    base = {"base.conv_stem.weight": np.random.default_rng(1).normal(size=floats).astype(np.float32)}
     architecture = Architecture(base="tiny", size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), width=8, depth=1)
     manifest = Manifest(
         name="shipped",

@@ -13,8 +13,8 @@ import site_bench
 from site_bench import Bench
 
 from sgps.errors import NetworkError, StateError
-from sgps_client import flower_link, log, worker
-from sgps_client.coordinator import Latest, Status
+from sgps_client import flower_link, log, witness, worker
+from sgps_client.coordinator import Named, Status
 from sgps_client.flower_link import NodeUnknown, Withdrawn
 from sgps_client.round import RoundFailed
 from sgps_client.worker import Worker
@@ -93,11 +93,11 @@ class Run:
         self.worker.fleet.close()
         self.worker.fleet = self.link  # type: ignore[assignment]
         self.worker.coordinator.close()
-        sha = self.worker.store.newest().sha256  # type: ignore[union-attr]
+        self.latest = Named(name="0000", sha256=self.worker.store.newest().sha256)  # type: ignore[union-attr]
+        monkeypatch.setattr(witness, "look", lambda *_: witness.Seen(3, None))
         self.worker.coordinator = SimpleNamespace(  # type: ignore[assignment]
             url="https://localhost:9",
             status=self.status,
-            latest=lambda: Latest(name="0000", sha256=sha),
             close=lambda: None,
         )
         self.mark, self.replies = bench.mark, replies
@@ -109,7 +109,7 @@ class Run:
     def status(self) -> Status:
         done = self.state == "done" or not (self.link.orders or self.replies)
         return Status(
-            federation="derm", fingerprint=self.mark, state="done" if done else "running", round=1, rounds=1, time=time.time()
+            federation="derm", fingerprint=self.mark, state="done" if done else "running", round=1, rounds=1, time=time.time(), latest=self.latest,
         )  # fmt: skip
 
     def app(self, *_: Any) -> Any:
@@ -127,7 +127,7 @@ def test_an_order_is_answered_and_the_site_says_goodbye(bench: Bench, monkeypatc
     run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
     run.go()
     assert run.link.answered == [(b"order", run.link.answered[0][1])]
-    assert run.report.events()[:3] == ["online", "reading", "ready"]
+    assert run.report.events()[:4] == ["online", "record", "reading", "ready"]
     assert "answered" in run.report.events()
     assert run.report.events()[-1] == "done"
     assert run.link.calls[-1] == "deactivate"

@@ -76,9 +76,9 @@ def test_a_service_can_do_little(name: str) -> None:
     assert service["profiles"] == [name], "nothing starts unless it is named"
 
 
-def test_images_are_read_only_and_only_the_coordinator_opens_a_port() -> None:
+def test_images_are_read_only_and_only_the_coordinator_opens_ports() -> None:
     assert [v for v in services()["site"]["volumes"] if "/srv/images" in v and not v.endswith(":ro")] == []
-    assert "ports" not in services()["site"] and services()["coordinator"]["ports"] == ["8443:8443"]
+    assert "ports" not in services()["site"] and services()["coordinator"]["ports"] == ["8443:8443", "8444:8444"]
 
 
 def test_the_health_check_tells_a_live_coordinator_from_a_dead_one() -> None:

@@ -167,14 +167,16 @@ def test_the_pod_can_do_little() -> None:
         assert {m["name"] for m in container["volumeMounts"]} <= {"data", "settings", "tmp"}
 
 
-def test_one_coordinator_and_one_way_in() -> None:
+def test_one_coordinator_and_two_ways_in() -> None:
     found = resources(values())
     assert found["StatefulSet"]["spec"]["replicas"] == "1"
     policy = found["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"] and policy["egress"] == []
     (container,) = found["StatefulSet"]["spec"]["template"]["spec"]["containers"]
-    (port,) = container["ports"]
-    assert port["containerPort"] == "8443" and port["name"] == found["Service"]["spec"]["ports"][0]["targetPort"]
+    opened = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert opened == {"sites": "8443", "releases": "8444"}
+    assert set(opened) == {port["targetPort"] for port in found["Service"]["spec"]["ports"]}
+    assert set(opened) == {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
     assert "NetworkPolicy" not in resources(values(networkPolicy__enabled=False))
 
 

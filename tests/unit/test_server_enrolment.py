@@ -181,7 +181,7 @@ def test_the_server_certificate_names_its_address_and_is_renewed_when_that_chang
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
     assert not pki.server_needs_renewal(folder.keys, ["sgps.example.org"])
     assert pki.server_needs_renewal(folder.keys, ["other.example.org"])
-    assert pki.server_hosts("localhost", "127.0.0.1") == ["localhost", "127.0.0.1", "::1"]
+    assert pki.server_hosts(["localhost"], "127.0.0.1") == ["localhost", "127.0.0.1", "::1"]
 
 
 def test_a_ca_of_mixed_halves_is_refused(folder: Folder, tmp_path: Path) -> None:

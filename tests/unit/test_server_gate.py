@@ -10,12 +10,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sgps_server import audit, gate, pki
+from sgps_server import audit, gate, peers, pki
 from sgps_server.audit import Audit
 from sgps_server.flower_link import ACTIVATE, FLEET, KEY_HEADER, key_header
-from sgps_server.gate import Gate, Peer
+from sgps_server.gate import Gate
+from sgps_server.peers import Peer, Porter
 from sgps_server.registry import Registry, Site
-from sgps_server.serving import Shelf
 
 CLIENT = ("127.0.0.1", 5)
 KEY = pki.public_pem(ec.generate_private_key(ec.SECP384R1()).public_key())
@@ -30,8 +30,9 @@ class World:
         self.registry.add("north", Site(key=KEY, role="contribute", approved=0.0, expires=1.0))
         self.passed: list[tuple[str, bytes]] = []
         self.admitted: list[str] = []
-        shelf = Shelf(folder, lambda: {"state": "waiting"})
-        self.gate = Gate(self.flower, self.registry, Audit(self.audit), shelf, self.admit, lambda *_, **__: None)
+        self.gate = Gate(
+            self.flower, Porter(self.registry, Audit(self.audit), lambda *_, **__: None), self.admit
+        )
 
     def admit(self, name: str, key: str) -> None:
         self.admitted.append(name)
@@ -83,7 +84,7 @@ def test_a_call_that_fits_passes_whole(world: World) -> None:
 def test_a_certificate_that_ended_since_the_connection_was_made_opens_nothing(world: World) -> None:
     gate._peers[CLIENT] = Peer("north", KEY, time.time() - 1)
     assert world.call("/v1/fleet/pull-messages") == 403
-    assert world.call("/sgps/status", method="GET") == 403
+    assert world.call("/v1/fleet/push-messages") == 403
     assert world.refusals() == ["certificate_expired"]  # equal refusals are counted, not written one by one
 
 
@@ -107,19 +108,18 @@ def test_a_body_that_never_ends_is_cut_by_size_and_by_time(world: World, monkeyp
 
 def test_methods_and_paths_are_compared_exactly(world: World) -> None:
     for method, path in (
-        ("GET", "/v1/fleet/pull-messages"), ("POST", "/sgps/status"), ("POST", "/v1/fleet/PULL-MESSAGES"), ("PUT", "/v1/fleet/push-object"),
-        ("POST", "/v1/fleet/pull-messages/"), ("POST", "//v1/fleet/pull-messages"), ("HEAD", "/sgps/status"),
+        ("GET", "/v1/fleet/pull-messages"), ("GET", "/"), ("POST", "/v1/fleet/PULL-MESSAGES"), ("PUT", "/v1/fleet/push-object"),
+        ("POST", "/v1/fleet/pull-messages/"), ("POST", "//v1/fleet/pull-messages"), ("HEAD", "/v1/fleet/pull-messages"),
     ):  # fmt: skip
         assert world.call(path, method=method) == 404
     assert world.passed == []
-    assert world.call("/sgps/status", method="GET") == 200
 
 
 def test_a_peer_is_read_from_its_certificate(tmp_path: Path) -> None:
     authority, key = pki.Authority.make(tmp_path, "derm"), ec.generate_private_key(ec.SECP384R1()).public_key()
     certificate = authority.site("north", key, days=3)
-    peer = gate.read_peer(certificate.public_bytes(Encoding.DER))
+    peer = peers.read_peer(certificate.public_bytes(Encoding.DER))
     assert peer is not None
     assert (peer.site, peer.key) == ("north", pki.public_pem(key))
     assert 0 < peer.expires - time.time() <= 3 * 86400
-    assert gate.read_peer(None) is None
+    assert peers.read_peer(None) is None

@@ -14,11 +14,10 @@ import tiny_release
 from sgps.errors import InputError, SignatureError, StateError
 from sgps.files import sha256_file
 from sgps.memory import Contribution, Memory, pool
-from sgps.release import BANK, CATALOGUE, FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE, Release, memory_bytes
+from sgps.release import BANK, CATALOGUE, GENERATOR, MANIFEST, MEMORY, Release, memory_bytes
 from sgps_server import releases
 from sgps_server.checkpoint import Record
 from sgps_server.kinds import Result
-from sgps_server.serving import Found, Shelf
 
 KEY = Ed25519PrivateKey.generate()
 TERMS = {1: {"kind": "rows", "sigma": 1.5}}
@@ -87,21 +86,3 @@ def test_an_altered_release_is_not_exported(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(SignatureError, match="hash of the manifest"):
         releases.export(folder, "0000", KEY.public_key(), tmp_path / "usb")
     assert not (tmp_path / "usb").exists()
-
-
-def test_the_shelf_knows_fixed_names_only(folder: Path) -> None:
-    shelf = Shelf(folder, lambda: {"state": "waiting"})
-    assert json.loads(shelf.find("/sgps/status") or b"") == {"state": "waiting"}  # type: ignore[arg-type]
-    for name in (*FILES, MANIFEST, SIGNATURE):
-        assert shelf.find(f"/sgps/releases/0000/{name}") == Found(folder / "0000" / name, "0000", name == MEMORY)
-    (folder / "0000" / "plan.key").write_text("secret")
-    for path in (
-        "0000/plan.key",
-        "../releases/0000/release.yaml",
-        "0000/../../keys/plan.key",
-        "0000",
-        "0000/",
-        "9999/release.yaml",
-        "",
-    ):
-        assert shelf.find(f"/sgps/releases/{path}") is None
