@@ -22,7 +22,11 @@ from sgps_privacy.events import Event
 from sgps_privacy.ledger import Ledger
 
 WAIT = 5.0  # seconds for a worker that is in the middle of a round
-BAR = 20  # characters of a whole budget
+BAR, LEAST_BAR, BESIDE = (
+    20,
+    6,
+    58,
+)  # characters of a whole budget, also where there is little room; of the words beside a bar
 STATES = {"sent": "green", "ready": "yellow", "lost": "red", "forgiven": "bright_black"}
 
 
@@ -91,7 +95,8 @@ class Overview:
             console.print("no cohort yet: `sgps-client start` closes the first")
         for account in self.accounts:
             console.print(_heading(account), soft_wrap=True)
-            console.print(_bars(account, plain=not console.encoding.lower().startswith("utf")))
+            width = min(BAR, max(LEAST_BAR, console.width - BESIDE))
+            console.print(_bars(account, width, plain=not console.encoding.lower().startswith("utf")))
         for entry in self.entries:
             console.print(_line(entry), soft_wrap=True)
 
@@ -108,21 +113,24 @@ def _heading(a: Account) -> Text:
     return Text(f"cohort {a.cohort}: {patients}, {spent}", "bold")
 
 
-def _bars(a: Account, plain: bool) -> Table:
+def _bars(a: Account, width: int, plain: bool) -> Table:
     table = Table.grid(padding=(0, 1, 0, 0))
-    for least in (None, BAR, None, None, None):  # a bar is never cut
+    for least in (None, width, None, None, None):  # a bar is never cut
         table.add_column(overflow="fold", min_width=least)
     scale = max(a.budget, a.epsilon)
     rest = [""] * 2
     table.add_row(
-        "  all rounds", _bar(0, a.epsilon, scale, "blue", plain), f"{statement.up(a.epsilon)} of {a.budget:g}", *rest
+        "  all rounds",
+        _bar(0, a.epsilon, scale, width, "blue", plain),
+        f"{statement.up(a.epsilon)} of {a.budget:g}",
+        *rest,
     )
     for s in a.federations:
         rounds = f"{s.rounds} round{'s' if s.rounds != 1 else ''}"
-        bar = _bar(0, s.epsilon, scale, "cyan", plain)
+        bar = _bar(0, s.epsilon, scale, width, "cyan", plain)
         table.add_row(f"  {_called(s)}", bar, f"{statement.up(s.epsilon)} alone", f"mu {s.mu:.3f}", rounds)
     for c in a.rounds:
-        bar = _bar(c.before, c.after, scale, STATES[c.state], plain)
+        bar = _bar(c.before, c.after, scale, width, STATES[c.state], plain)
         reached = f"{statement.up(c.before)} to {statement.up(c.after)}"
         table.add_row(f"  round {c.round} of {c.federation[:8]}", bar, reached, c.kind, Text(c.state, STATES[c.state]))
     return table
@@ -132,19 +140,19 @@ def _called(share: Share) -> str:
     return f"{share.name} ({share.federation[:8]})" if share.name else share.federation[:8]
 
 
-def _bar(begin: float, end: float, whole: float, colour: str, plain: bool) -> Text:
+def _bar(begin: float, end: float, whole: float, width: int, colour: str, plain: bool) -> Text:
     """From `begin` to `end` of `whole`; what is spent is never drawn as nothing."""
     full, empty = ("#", ".") if plain else ("█", "░")
     if whole <= 0 or not math.isfinite(end):
-        return Text(full * BAR, colour)
-    first, last = math.floor(BAR * begin / whole), math.ceil(BAR * end / whole)
+        return Text(full * width, colour)
+    first, last = math.floor(width * begin / whole), math.ceil(width * end / whole)
     if end > begin:
-        first = min(first, BAR - 1)
+        first = min(first, width - 1)
         last = max(last, first + 1)
     else:
         last = first
     return Text.assemble(
-        (empty * first, "bright_black"), (full * (last - first), colour), (empty * (BAR - last), "bright_black")
+        (empty * first, "bright_black"), (full * (last - first), colour), (empty * (width - last), "bright_black")
     )
 
 

@@ -105,7 +105,7 @@ def test_bars_are_as_long_as_what_they_stand_for_and_ascii_where_they_must(bench
 
 
 def test_a_narrow_terminal_loses_no_figure(bench: Bench) -> None:
-    text = drawn(bench, width=60)
+    text = drawn(bench, width=68)
     for figure in ("0.000", "5", "lost"):
         assert figure in text
     assert all(e["hash"][:12] in text for e in overview(bench.file).entries)
