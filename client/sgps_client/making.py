@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sgps.classifier import Classifier
     from sgps.open_encoders import Spec
 
+TEXT_LIMIT = 2000  # characters, as for the texts of the catalogue
 UNKNOWN = (
     "the sensitivity of the threshold is unknown: one exemplar cannot tell it; measure it with `sgps-client evaluate`"
 )
@@ -42,9 +43,12 @@ def asked(exemplars: Sequence[Path], disease: str | None, texts: Sequence[str], 
 
     Raises InputError when they do not go together or a picture cannot be read.
     """
+    if any(len(text) > TEXT_LIMIT for text in texts):
+        raise InputError(f"is longer than {TEXT_LIMIT:,} characters", where="--text", do="shorten it to what is seen")
     if not classes:
         if not exemplars or not disease:
-            raise InputError("give --exemplar IMG and --disease NAME, or several --class NAME=IMG,...", where="options")
+            do = "give --exemplar IMG and --disease NAME, or several --class NAME=IMG,..."
+            raise InputError("no exemplar or no disease", where="options", do=do)
         if len(texts) > 1:
             raise InputError("one disease has one text", where="--text", do="join them")
         return Asked({disease: [_picture(p) for p in exemplars]}, {disease: texts[0]} if texts else {})
@@ -96,7 +100,7 @@ def release_of(folder: Path | None, key: Path | None, sha256: str | None, site: 
     """A release, verified with the pinned key or hash: the one that was named, else the site's newest, else the shipped one."""
     if folder is None:
         if key is not None or sha256 is not None:
-            raise InputError("--key and --sha256 belong to --release", where="options")
+            raise InputError("--key and --sha256 belong to --release", where="options", do="give --release DIR too")
         newest = Store(site).newest() if site is not None else None
         if newest is not None:
             return newest

@@ -68,19 +68,19 @@ def parse(text: str, where: object) -> Any:
 
 def problems(error: ValidationError) -> list[str]:
     """One line for each key that does not fit."""
-    return [f"{_key(e['loc'])}: {_what(e)}" for e in error.errors()]
+    return [f"{_key(e['loc'])}{_what(e)}" for e in error.errors()]
 
 
 def faults(error: ValidationError, model: type[BaseModel], text: str, where: object) -> list[ConfigError]:
     """One error for each key that does not fit: its line in the YAML `text`, what stands there, and what to write."""
     return [
-        ConfigError(f"{_key(e['loc'])}: {_what(e)}", where=f"{where}{_line(text, e['loc'])}", do=_do(e, model))
+        ConfigError(f"{_key(e['loc'])}{_what(e)}", where=f"{where}{_line(text, e['loc'])}", do=_do(e, model))
         for e in error.errors()
     ]
 
 
 def _key(place: Sequence[int | str]) -> str:
-    return ".".join(map(str, place)) or "file"
+    return f"{'.'.join(map(str, place))}: " if place else ""
 
 
 def _what(e: Any) -> str:
@@ -94,7 +94,7 @@ def _what(e: Any) -> str:
         return text.replace("Input should", f"{str(value)[:40]!r} should").replace(
             "String should", f"{value[:40]!r} should" if isinstance(value, str) else "it should"
         )
-    return text.replace("Input should", "it should")
+    return text.replace("Input should", "it should").replace("dictionary", "mapping of keys")
 
 
 def _do(e: Any, model: type[BaseModel]) -> str:
@@ -106,6 +106,8 @@ def _do(e: Any, model: type[BaseModel]) -> str:
         return f"did you mean `{near[0]}`?" if near else f"remove it; the keys are {', '.join(fields)}"
     if name in fields and (examples := fields[name].examples):
         return f"write for example `{name}: {examples[0]}`"
+    if not name:
+        return "complete the file"
     return f"write `{name}:` with its value" if e["type"] == "missing" else "correct it"
 
 

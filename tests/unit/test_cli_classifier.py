@@ -148,6 +148,12 @@ def labelled(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+def test_a_text_that_is_too_long_is_refused_before_anything_is_made(run: Any, exemplar: Path, tmp_path: Path) -> None:
+    ran = run("synthesize", "--exemplar", exemplar, "--disease", "df", "--text", "scar " * 500, "--out", "m")
+    fails(ran, 2, "--text: is longer than 2,000 characters")
+    assert not (tmp_path / "m").exists()
+
+
 def test_predict_skips_and_names_bad_pictures(run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
     (labelled / "df" / "2.png").write_bytes(b"\x89PNG")
     ran = run("predict", "--model", model, labelled, "--out", "r.csv")

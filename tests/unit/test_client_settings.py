@@ -74,7 +74,7 @@ def test_each_mistake_is_one_line_that_names_the_key(tmp_path: Path, changes: di
         ("site: [north\n", "line"),
         ("site: *a\n", "anchor"),
         ("slots: null\n", "null"),
-        ("- a\n- b\n", "file"),
+        ("- a\n- b\n", "it should be a valid mapping of keys"),
         ("", "site"),
     ],
 )
