@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from bench.pictures import Pictures
 from sgps.encoders import ImageEncoder
+from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.images import batch, views
 from sgps.pretrain.networks import HALF, TEACHER_SHA256, pooled, read_teacher
@@ -23,30 +24,44 @@ LITE0_SIZE = 128  # pixels, the best of 96, 128 and 224 for frozen Lite0
 _SAVE, _BATCH = 256, 32  # pictures
 
 
-def base_features(release: Release, pictures: Pictures, rows: Array, out: Path) -> Array:
-    """float32 [rows, f] under the release's base network, its own number of views."""
+def base_features(release: Release, pictures: Pictures, rows: Array, out: Path, broken: bool = False) -> Array:
+    """float32 [rows, f] under the release's base network, its own number of views.
+
+    broken: a picture that cannot be read becomes a row of NaN instead of an InputError.
+    """
     encoder = ImageEncoder(release)
-    return _kept(release.manifest.encoder_sha256, encoder.features, pictures, rows, out)
+    return _kept(release.manifest.encoder_sha256, encoder.features, pictures, rows, out, broken)
 
 
-def lite0_features(pictures: Pictures, rows: Array, out: Path) -> Array:
-    """float32 [rows, 1280] under frozen Lite0, eight views at 128 px."""
-    net = read_teacher().to(memory_format=torch.channels_last)
+class Lite0:
+    """Frozen Lite0, eight views at 128 px. Raises InputError when it is not installed."""
+
+    def __init__(self) -> None:
+        self.net = read_teacher().to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def extract(images: Sequence[Image]) -> Array:
+    def features(self, images: Sequence[Image]) -> Array:
+        """float32 [n, 1280]."""
         parts = []
         for start in range(0, len(images), _BATCH):
             turned = views(batch(images[start : start + _BATCH], LITE0_SIZE, HALF, HALF), 8)
-            flat = pooled(net, turned.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+            flat = pooled(self.net, turned.flatten(0, 1).contiguous(memory_format=torch.channels_last))
             parts.append(flat.view(*turned.shape[:2], -1).mean(0).numpy())
         return np.concatenate(parts)
 
-    return _kept(TEACHER_SHA256, extract, pictures, rows, out)
+
+def lite0_features(pictures: Pictures, rows: Array, out: Path) -> Array:
+    """float32 [rows, 1280] under frozen Lite0."""
+    return _kept(TEACHER_SHA256, Lite0().features, pictures, rows, out)
 
 
 def _kept(
-    encoder: str, extract: Callable[[Sequence[Image]], Array], pictures: Pictures, rows: Array, out: Path
+    encoder: str,
+    extract: Callable[[Sequence[Image]], Array],
+    pictures: Pictures,
+    rows: Array,
+    out: Path,
+    broken: bool = False,
 ) -> Array:
     path = out / f"features-{encoder[:16]}.safetensors"
     known: dict[bytes, Array] = {}
@@ -58,12 +73,25 @@ def _kept(
     start = time.perf_counter()
     for place in range(0, len(left), _SAVE):
         part = left[place : place + _SAVE]
-        found = extract([pictures.image(r) for _, r in part])
-        known |= dict(zip((h for h, _ in part), found, strict=True))
-        table = {
-            "sha256": np.stack([np.frombuffer(h, np.uint8) for h in known]),
-            "features": np.stack(list(known.values())),
-        }
-        write_atomic(path, safetensors.numpy.save(table))
+        images = [(h, i) for h, r in part if (i := _image(pictures, r, broken)) is not None]
+        if images:
+            known |= dict(zip((h for h, _ in images), extract([i for _, i in images]), strict=True))
+            table = {
+                "sha256": np.stack([np.frombuffer(h, np.uint8) for h in known]),
+                "features": np.stack(list(known.values())),
+            }
+            write_atomic(path, safetensors.numpy.save(table))
         print(f"features {place + len(part)}/{len(left)}, {time.perf_counter() - start:.0f} s", flush=True)
-    return np.stack([known[h] for h in hashes])
+    if not known:
+        raise InputError("no picture can be read", where=pictures.source.where)
+    nothing = np.full(len(next(iter(known.values()))), np.nan, np.float32)
+    return np.stack([known.get(h, nothing) for h in hashes])
+
+
+def _image(pictures: Pictures, row: int, broken: bool) -> Image | None:
+    try:
+        return pictures.image(row)
+    except InputError:
+        if not broken:
+            raise
+        return None

@@ -3,7 +3,8 @@
     python -m bench.fewshot --data ZIP|DIR --meta-test akiec,df,vasc --ways 2,3 --shots 1,5 --episodes 600 --out DIR
 
 Settings are those of the release. Nothing is chosen on the test classes: the peers' strengths and temperatures come from public tasks
-(the release's reference bank for its base network, lesions of the data's other classes for frozen Lite0).
+(the release's reference bank for its base network, lesions of the data's other classes, or drawn ones, for frozen Lite0). Everything that
+was computed is kept in --out: a second run, or one that was interrupted, goes on from there.
 """
 
 import argparse
@@ -11,277 +12,304 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from bench.features import base_features, lite0_features
-from bench.figures import brier, compared, ece, macro_auroc, percent, softmax, table
-from bench.peers import HEADS, Head, Public, tuned
+from bench.arms import CENTRED, METHODS, OURS, Arms
+from bench.features import Array, base_features
+from bench.fewshot_plots import draw
+from bench.fewshot_report import report
+from bench.figures import compared
+from bench.measure import Answers, Shelf, answer
 from bench.pictures import Pictures, read_pictures
-from bench.shipped import Ours, without
-from sgps.episodes import Episodes, EpisodeSet, interval, pack_episodes, paired_difference, sample_episodes
+from bench.shifts import SHIFTS, Shifted
+from bench.splits import splits
+from sgps.episodes import Episodes, EpisodeSet, pack_episodes, paired_difference, sample_episodes
 from sgps.errors import InputError, SgpsError
-from sgps.files import write_atomic
-from sgps.release import Release
+from sgps.files import sha256_file, write_atomic
+from sgps.pretrain.recipe import read_recipe
+from sgps.release import MANIFEST, Release
 from sgps.shipped import shipped_release
 
-Array = NDArray[Any]
-Method = Callable[
-    [Episodes, Array], tuple[Array, float]
-]  # episodes, one of their rows -> scores [queries, N], temperature
-OURS = "ours"
-METHODS = {
-    OURS: "ours: synthesis with the shipped settings",
-    "ours-no-text": "ours, without text",
-    "ours-other-text": "ours, texts exchanged between the classes",
-    "ours-no-body": "ours, body zeroed",
-    "prototype": "nearest prototype, base network, plain cosine",
-    "prototype-centred": "nearest prototype, base network, centred",
-    "prototype-lite0": "nearest prototype, frozen Lite0, plain cosine",
-    "prototype-lite0-centred": "nearest prototype, frozen Lite0, centred",
-    "knn": "3 nearest exemplars, base network, centred",
-    "ridge": "ridge probe, base network, centred",
-    "logistic": "logistic probe, base network, centred",
-}
+MOST_LESIONS, FEWEST_QUERIES = 300, 5  # of a class
+QUICK = ("ours", "prototype", "prototype-centred", "prototype-lite0", "prototype-lite0-centred", "knn", "ridge")
+QUICK += ("logistic", "protonet", "simpleshot", "simpleshot-centred", "bd-cspn-centred", "laplacian-shot-centred")
+SHIFTED = (*QUICK[:11], "feat" + CENTRED)
+_FEATURE_SECONDS = 0.05  # of one picture under both encoders
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One method on the episodes of one setting. values: by episode [n]; recall: of each class over all its queries."""
+class Plan:
+    """What is asked for. ways, shots: every combination; queries: of a class, fewer where a class is small."""
 
-    values: dict[str, Array]
-    recall: dict[str, float]
-    ece: float
+    ways: Sequence[int] = (2, 3)
+    shots: Sequence[int] = (1, 5)
+    count: int = 600
+    slow: int = 150
+    seed: int = 0
+    queries: int = 15
+    methods: Sequence[str] = tuple(METHODS)
 
-    def to_mapping(self) -> dict[str, Any]:
-        worst = min(self.recall, key=lambda c: self.recall[c])
-        means = {k: {"mean": i.mean, "half": i.half} for k, i in ((k, interval(v)) for k, v in self.values.items())}
-        return {
-            **means,
-            "ece": self.ece,
-            "recall": self.recall,
-            "worst class": worst,
-            "episodes": [round(float(v), 4) for v in self.values["accuracy"]],
-        }
+    def most(self, name: str, release: Release) -> int:
+        """Episodes of a method: those that make a body for each, and the slowest peers, get `slow`."""
+        bodies = name.startswith(OURS) and name != "ours-no-body" and "body" in release.manifest.architecture.learned
+        return min(self.count, self.slow) if bodies or METHODS[name].slow else self.count
 
 
-def measure(method: Method, episodes: Episodes, label: Array) -> Answers:
-    """label: class of each image that the episodes number."""
-    truth = np.repeat(np.arange(episodes.ways), episodes.index.shape[2] - episodes.shots)
-    values: dict[str, list[float]] = {k: [] for k in ("accuracy", "balanced accuracy", "auroc", "brier")}
-    confidence, hits, kind = [], [], []
-    for index in episodes.index:
-        scores, temperature = method(episodes, index)
-        p = softmax(scores, temperature)
-        right = p.argmax(1) == truth
-        values["accuracy"].append(right.mean())
-        values["balanced accuracy"].append(np.mean([right[truth == c].mean() for c in range(episodes.ways)]))
-        values["auroc"].append(macro_auroc(p, truth))
-        values["brier"].append(brier(p, truth))
-        confidence.append(p.max(1))
-        hits.append(right)
-        kind.append(label[index[:, episodes.shots :]].ravel())
-    all_hits, all_kinds = np.concatenate(hits), np.concatenate(kind)
-    recall = {str(c): float(all_hits[all_kinds == c].mean()) for c in np.unique(all_kinds)}
-    arrays = {k: np.array(v, float) for k, v in values.items()}
-    return Answers(arrays, recall, ece(np.concatenate(confidence), all_hits))
+@dataclass(frozen=True)
+class World:
+    """Pictures of the test classes that can be read, and the episodes on them. notes: what was left out, and why."""
+
+    pictures: Pictures
+    test: tuple[str, ...]
+    rows: Array
+    sets: tuple[Episodes, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def label(self) -> Array:
+        return np.asarray(self.pictures.label[self.rows])
+
+    def packed(self) -> bytes:
+        own = (self.pictures.name[self.rows], self.label, self.pictures.lesion[self.rows])
+        return pack_episodes({"test": EpisodeSet(*own, self.sets)})
 
 
-class Arms:
-    """Every method by its short name, on test rows whose features are known."""
+def world(data: Path, test: Sequence[str], plan: Plan, release: Release, out: Path) -> World:
+    """test: none for the recipe's test classes where the data have them all, else for every class.
 
-    def __init__(self, release: Release, pictures: Pictures, rows: Array, out: Path, test: Sequence[str]) -> None:
-        """rows: of the pictures that the episodes number."""
-        self.release, self.pictures, self.rows, self.out = release, pictures, rows, out
-        self.label, self.test = pictures.label[rows], tuple(test)
-        self.base = base_features(release, pictures, rows, out)
-        self.place = dict(zip(rows.tolist(), self.base, strict=True))
-        self.made: dict[tuple[str, ...], Ours] = {}
+    Raises InputError when no episode can be made.
+    """
+    pictures, notes = read_pictures(data, test), list[str]()
+    there = sorted(set(pictures.label.tolist()))
+    usual = read_recipe(None).meta_test
+    test = tuple(test) or (tuple(usual) if set(usual) <= set(there) else tuple(there))
+    rows = pictures.few(test, MOST_LESIONS)
+    if len(rows) < len(pictures.of(test)):
+        notes.append(f"at most {MOST_LESIONS} lesions of a class were drawn")
+    bad = np.isnan(base_features(release, pictures, rows, out, broken=True)[:, 0])
+    if bad.any():
+        notes.append(f"{int(bad.sum())} pictures cannot be read, the first is {pictures.name[rows[bad][0]]}")
+        rows = rows[~bad]
+    label, lesion, sets = pictures.label[rows], pictures.lesion[rows], list[Episodes]()
+    count = {c: len(np.unique(lesion[label == c])) for c in test}
+    for ways in plan.ways:
+        for shots in plan.shots:
+            usable = [c for c in test if count[c] >= shots + min(FEWEST_QUERIES, plan.queries)]
+            if small := [c for c in test if c not in usable]:
+                notes.append(f"{ways}-way {shots}-shot without {', '.join(small)}: too few lesions")
+            if len(usable) < ways:
+                notes.append(f"no {ways}-way {shots}-shot episodes: {len(usable)} classes have enough lesions")
+                continue
+            queries = min(plan.queries, min(count[c] for c in usable) - shots)
+            if queries < plan.queries:
+                notes.append(f"{ways}-way {shots}-shot has {queries} queries a class: the smallest class gives no more")
+            sets.append(sample_episodes(label, lesion, usable, ways, shots, queries, plan.count, plan.seed))
+    if not sets:
+        found = ", ".join(f"{c} {n}" for c, n in count.items())
+        raise InputError(
+            f"has too few lesions for any episode ({found})",
+            where=data,
+            do="ask for fewer shots, or name larger classes",
+        )
+    return World(pictures, test, rows, tuple(sets), tuple(dict.fromkeys(notes)))
 
-    def get(self, name: str) -> Method | None:
-        """None when the method cannot be told from `ours` by this release, or lacks what it needs."""
-        learned = self.release.manifest.architecture.learned
-        if name == "ours-no-body":
-            return self._method(self._ours("body")) if "body" in learned else None
-        if name == "ours-no-text":
-            return self._method(self._ours("text"))
-        if name.startswith(OURS):
-            return self._method(self._ours(), exchanged=name == "ours-other-text")
-        return self._peer(name)
 
-    def _ours(self, *off: str) -> Ours:
-        release = without(self.release, *off)
-        learned = release.manifest.architecture.learned
-        if learned not in self.made:
-            self.made[learned] = Ours(release, self.pictures, self.place)
-        return self.made[learned]
+class Bench:
+    """Answers of every method on one world, from the shelf where they are there."""
 
-    def _method(self, ours: Ours, exchanged: bool = False) -> Method:
+    def __init__(
+        self, w: World, plan: Plan, release: Release, out: Path, arms: Arms | None = None, shift: str = ""
+    ) -> None:
+        self.w, self.plan, self.release = w, plan, release
+        self.arms = arms or Arms(release, w.pictures, w.rows, out, w.test)
+        self.shelf = Shelf(out / "answers", release.sha256, w.pictures.digest, ",".join(w.test), shift)
+        self.say = f"{shift} " if shift else ""
+        self.found: dict[str, dict[str, Answers]] = {}
+        self.left_out: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
 
-        def method(episodes: Episodes, index: Array) -> tuple[Array, float]:
-            names = [str(self.label[i]) for i in index[:, 0]]
-            images = self.rows[index]
-            texts = {n: ours.text(o) for n, o in zip(names, [*names[1:], names[0]], strict=True)} if exchanged else None
-            made = ours.compose(dict(zip(names, images[:, : episodes.shots].tolist(), strict=True)), texts)
-            logits = ours.logits(made, images[:, episodes.shots :].ravel().tolist(), names)
-            return logits, ours.temperature(made)
+    def measure(self, name: str) -> None:
+        began, most, kept = time.process_time(), self.plan.most(name, self.release), {}
+        for e in self.w.sets:
+            if (known := self.shelf.get(name, e, self.w.label, most)) is not None:
+                kept[e.name] = known
+        if len(kept) < len(self.w.sets):
+            try:
+                method = self.arms.get(name)
+            except InputError as error:
+                method = str(error)
+            if isinstance(method, str):
+                self.left_out[name] = method
+                return
+            for e in self.w.sets:
+                if e.name not in kept:
+                    try:
+                        kept[e.name] = answer(method, e, self.w.label, most, name)
+                    except InputError as error:
+                        self.left_out[name] = str(error)
+                        return
+                    self.shelf.put(name, e, most, kept[e.name])
+        self.found[name] = {e.name: kept[e.name] for e in self.w.sets}
+        self.seconds[name] = round(time.process_time() - began, 1)
+        text = ", ".join(f"{k} {100 * a.accuracy().mean():.1f}" for k, a in self.found[name].items())
+        print(f"{self.say}{name}: {text} ({self.seconds[name]:.0f} s)", flush=True)
 
-        return method
+    def left(self, methods: Sequence[str]) -> float:
+        """Processor-seconds to expect, features not counted."""
+        total = 0.0
+        for name in methods:
+            most, kind = self.plan.most(name, self.release), METHODS[name]
+            for e in self.w.sets:
+                if not self.shelf.path(name, e, most).is_file():
+                    seconds = 1.2 if most < self.plan.count and name.startswith(OURS) else kind.seconds
+                    total += kind.once + seconds * most
+        return total
 
-    def _peer(self, name: str) -> Method | None:
-        if "lite0" in name:
-            others = self.pictures.others(self.test, trained=True)
-            found = lite0_features(self.pictures, np.concatenate([self.rows, others]), self.out)
-            features, public, kind = found[: len(self.rows)], found[len(self.rows) :], self.pictures.label[others]
-            if not len(others) and name.endswith("centred"):
-                return None
-            centre = np.mean([public[kind == c].mean(0) for c in np.unique(kind)], 0) if len(others) else 0
-        else:
-            s = self._ours().synthesizer
-            domain = s.catalogue.find(self.test[0])
-            near = {"drawn", domain.domain if domain else "drawn"}
-            keep = np.array([c.domain in near for c in s.bank.classes])[s.bank.label]
-            features, public, kind, centre = self.base, s.bank.features[keep], s.bank.label[keep], s.centre
-        if name in ("prototype", "prototype-lite0"):
-            centre = 0
-        features, samples = features - centre, Public(public - centre, kind)
-        heads, ready = HEADS[name.split("-")[0]], dict[str, tuple[Head, float]]()
+    def differences(self) -> dict[str, dict[str, Any]]:
+        """Ours minus every method on the episodes that both have, Holm's correction over all of them."""
+        pairs = {}
+        for peer, by in self.found.items():
+            for kind, theirs in by.items():
+                ours = self.found[OURS][kind].accuracy()
+                n = min(len(ours), len(theirs.probability))
+                if peer != OURS:
+                    pairs[f"{peer} {kind}"] = paired_difference(ours[:n], theirs.accuracy()[:n])
+        return compared(pairs)
 
-        def method(episodes: Episodes, index: Array) -> tuple[Array, float]:
-            if episodes.name not in ready:
-                ready[episodes.name] = tuned(heads, samples, episodes.ways, episodes.shots)
-            head, temperature = ready[episodes.name]
-            queries = features[index[:, episodes.shots :]].reshape(-1, features.shape[1])
-            return head(features[index[:, : episodes.shots]], queries), temperature
 
-        return method
+def chosen(names: Sequence[str]) -> list[str]:
+    """Methods by name or family, ours first. Raises InputError for an unknown one."""
+    families = {k.family for k in METHODS.values()}
+    groups = {f: [n for n, k in METHODS.items() if k.family == f] for f in families}
+    groups |= {"all": list(METHODS), "quick": list(QUICK), OURS: [OURS]}
+    out = [OURS]
+    for name in names:
+        if name not in groups and name not in METHODS:
+            raise InputError(
+                f"{name} is unknown", where="--methods", do=f"choose from {', '.join([*groups, *METHODS])}"
+            )
+        out += groups.get(name, [name])
+    return sorted(dict.fromkeys(out), key=list(METHODS).index)
 
 
 def run(
     data: Path,
-    test: Sequence[str],
-    ways: Sequence[int],
-    shots: Sequence[int],
-    count: int,
     out: Path,
-    methods: Sequence[str] = tuple(METHODS),
-    seed: int = 0,
-    queries: int = 15,
+    test: Sequence[str] = (),
+    plan: Plan | None = None,
     release: Release | None = None,
+    shifts: bool = False,
+    all_splits: bool = False,
+    domains: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Measure and write `results.json`, `results.md` and `episodes.json.gz` in `out`. release: the shipped one unless given.
+    """Measure and write `results.json`, `results.md`, `episodes.json.gz` and figures in `out`. release: the shipped one unless given.
 
-    Raises InputError for unknown methods or data that do not support the episodes.
+    The files are written after every method, so that an interrupted run leaves a table. Raises InputError for unknown methods or
+    data that do not support any episode.
     """
-    if unknown := sorted(set(methods) - set(METHODS)):
-        raise InputError(f"{unknown[0]} is unknown", where="--methods", do=f"choose from {', '.join(METHODS)}")
-    if count < 2:
+    plan, start = plan or Plan(), time.perf_counter()
+    methods = chosen(plan.methods)
+    if min(plan.count, plan.slow) < 2:
         raise InputError("an interval needs at least 2", where="--episodes")
-    start = time.perf_counter()
     release = release or shipped_release()
-    pictures = read_pictures(data)
-    rows = pictures.of(test)
-    label, lesion = pictures.label[rows], pictures.lesion[rows]
-    sets = [sample_episodes(label, lesion, list(test), w, k, queries, count, seed) for w in ways for k in shots]
     out.mkdir(parents=True, exist_ok=True)
-    packed = pack_episodes({"test": EpisodeSet(pictures.name[rows], label, lesion, tuple(sets))})
+    w = world(data, test, plan, release, out)
+    packed = w.packed()
     write_atomic(out / "episodes.json.gz", packed)
-    arms = Arms(release, pictures, rows, out, test)
-    chosen = list(dict.fromkeys([OURS, *methods]))
-    found: dict[str, dict[str, Answers]] = {}
-    left_out: list[str] = []
-    seconds: dict[str, float] = {}
-    for name in chosen:
-        began = time.process_time()
-        method = arms.get(name)
-        if method is None:
-            left_out.append(name)
-            continue
-        found[name] = {e.name: measure(method, e, label) for e in sets}
-        seconds[name] = round(time.process_time() - began, 1)
-        print(f"{name}: {seconds[name]:.0f} s", flush=True)
-    differences = {
-        f"{peer} {e.name}": paired_difference(
-            found[OURS][e.name].values["accuracy"], found[peer][e.name].values["accuracy"]
-        )
-        for peer in found
-        if peer != OURS
-        for e in sets
-    }
-    results = {
+    bench = Bench(w, plan, release, out)
+    print(
+        f"about {bench.left(methods) / 60:.0f} processor-minutes to go for {len(methods)} methods, features apart",
+        flush=True,
+    )
+    lesion = w.pictures.lesion[w.rows]
+    results: dict[str, Any] = {
         "release": release.sha256,
         "learned": list(release.manifest.architecture.learned),
-        "data": {"file": data.name, "sha256": pictures.digest},
-        "classes": {c: {"images": int((label == c).sum()), "lesions": len(set(lesion[label == c]))} for c in test},
-        "episodes": {"count": count, "queries": queries, "seed": seed, "sha256": hashlib.sha256(packed).hexdigest()},
-        "methods": {m: {k: a.to_mapping() for k, a in by.items()} for m, by in found.items()},
-        "ours minus": compared(differences),
-        "left out": left_out,
-        "processor seconds": seconds,
-        "seconds": round(time.perf_counter() - start, 1),
+        "data": {"file": data.name, "sha256": w.pictures.digest},
+        "classes": {
+            c: {"images": int((w.label == c).sum()), "lesions": len(set(lesion[w.label == c].tolist()))} for c in w.test
+        },
+        "episodes": {
+            "count": plan.count,
+            "slow": plan.slow,
+            "seed": plan.seed,
+            "sha256": hashlib.sha256(packed).hexdigest(),
+            "queries": {e.name: e.index.shape[2] - e.shots for e in w.sets},
+        },
+        "notes": list(w.notes),
+        "seen": seen(release, w),
+        "methods": {},
+        "shifts": {},
+        "splits": {},
+        "domains": {},
     }
-    write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
-    write_atomic(out / "results.md", report(results).encode())
+
+    def write() -> None:
+        results["seconds"] = round(time.perf_counter() - start, 1)
+        write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
+        write_atomic(out / "results.md", report(results).encode())
+
+    for name in methods:
+        bench.measure(name)
+        if name in bench.found:
+            results["methods"][name] = {k: a.to_mapping() for k, a in bench.found[name].items()}
+        results |= {"ours minus": bench.differences(), "left out": bench.left_out, "processor seconds": bench.seconds}
+        write()
+    if shifts:
+        for shift in SHIFTS:
+            results["shifts"][shift] = _shifted(bench, shift, out)
+            write()
+    if all_splits:
+        results["splits"] = splits(w.pictures, out, plan.ways, plan.shots, plan.seed)
+        write()
+    for other in domains:
+        results["domains"][other.name] = _domain(other, plan, release, out)
+        write()
+    draw(results, out)
     return results
 
 
-def report(results: dict[str, Any]) -> str:
-    """Markdown of what `run` returns."""
-    methods, kinds = results["methods"], list(results["methods"][OURS])
-    classes = ", ".join(f"{c} {n['lesions']} lesions" for c, n in results["classes"].items())
-    e, learned = results["episodes"], ", ".join(results["learned"]) or "none"
-    data = results["data"]
-    lines = [
-        f"Release {results['release'][:16]}, learned parts that are on: {learned}.",
-        f"Data {data['file']} ({data['sha256'][:16]}): {classes}, one image a lesion, {e['queries']} queries a class.",
-        f"{e['count']} episodes of each kind, seed {e['seed']}, file {e['sha256'][:16]}.",
-        "",
-        "Accuracy in percent, 95 % interval over episodes (queries are balanced, so balanced accuracy is the same number).",
-        "",
-        table(
-            ["method", *kinds],
-            [[METHODS[m], *(percent(by[k]["accuracy"]) for k in kinds)] for m, by in methods.items()],
-        ),
-        "",
-        "Ours minus the method, paired over episodes; *better*, *worse* or *tie* after Holm's correction over the table at 5 %.",
-        "",
-        table(
-            ["method", *kinds],
-            [
-                [
-                    METHODS[m],
-                    *(f"{percent(d, True)} {d['ours']}" for d in (results["ours minus"][f"{m} {k}"] for k in kinds)),
-                ]
-                for m in methods
-                if m != OURS
-            ],
-        ),
-    ]
-    for title, show in (
-        ("AUROC in percent, one class against the rest, mean over classes", lambda a: percent(a["auroc"])),
-        ("Brier score (0 to 2, lower is better)", lambda a: f"{a['brier']['mean']:.3f} ± {a['brier']['half']:.3f}"),
-        ("Expected calibration error in percent", lambda a: f"{100 * a['ece']:.1f}"),
-        (
-            "Worst class: share of its queries that are right, in percent",
-            lambda a: f"{100 * a['recall'][a['worst class']]:.1f} {a['worst class']}",
-        ),
-    ):
-        rows = [[METHODS[m], *(show(by[k]) for k in kinds)] for m, by in methods.items()]
-        lines += ["", f"{title}.", "", table(["method", *kinds], rows)]
-    if results["left out"]:
-        lines += [
-            "",
-            "Left out, because this release or these data do not have it: "
-            + "; ".join(METHODS[m] for m in results["left out"])
-            + ".",
-        ]
-    return "\n".join(lines) + "\n"
+def seen(release: Release, w: World) -> list[str]:
+    """Test classes on which the release's base network was trained, as its manifest tells."""
+    mine = [p for p in release.manifest.provenance if p.sha256 == w.pictures.digest]
+    return sorted({c for c in w.test for p in mine if c in p.classes and c not in p.left_out})
+
+
+def _shifted(plain: Bench, shift: str, out: Path) -> dict[str, Any]:
+    queries = Shifted.of(plain.w.pictures, shift)
+    bench = Bench(plain.w, plain.plan, plain.release, out, plain.arms.showing(queries), shift)
+    for name in (n for n in SHIFTED if n in plain.found):
+        bench.measure(name)
+    return {
+        "methods": {n: {k: _short(a) for k, a in by.items()} for n, by in bench.found.items()},
+        "ours minus": bench.differences(),
+    }
+
+
+def _domain(data: Path, plan: Plan, release: Release, out: Path) -> dict[str, Any]:
+    w = world(data, (), plan, release, out)
+    bench = Bench(w, plan, release, out)
+    print(f"{data.name}: {', '.join(w.test)}", flush=True)
+    for name in chosen(["quick"]):
+        bench.measure(name)
+    return {
+        "classes": list(w.test),
+        "seen": seen(release, w),
+        "notes": list(w.notes),
+        "methods": {n: {k: _short(a) for k, a in by.items()} for n, by in bench.found.items()},
+        "ours minus": bench.differences(),
+    }
+
+
+def _short(a: Answers) -> Mapping[str, Any]:
+    kept = a.to_mapping()
+    return {k: kept[k] for k in ("accuracy", "auroc", "brier", "ece", "recall", "worst class", "episodes")}
 
 
 def numbers(text: str) -> list[int]:
@@ -291,18 +319,37 @@ def numbers(text: str) -> list[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.fewshot", description=__doc__.splitlines()[0])
     p.add_argument("--data", type=Path, required=True, help="zip or folder of class folders")
-    p.add_argument("--meta-test", default="akiec,df,vasc", help="classes that no training has seen")
+    p.add_argument(
+        "--meta-test",
+        default="",
+        help="classes that no training has seen; akiec,df,vasc where they are there, else all",
+    )
     p.add_argument("--ways", type=numbers, default=[2, 3])
     p.add_argument("--shots", type=numbers, default=[1, 5])
     p.add_argument("--episodes", type=int, default=600)
+    p.add_argument(
+        "--slow-episodes", type=int, default=150, help="of methods that make or tune a body for every episode"
+    )
     p.add_argument("--seed", type=int, default=0, help="of the episodes")
-    p.add_argument("--methods", default=",".join(METHODS), help=f"of {', '.join(METHODS)}; ours is always measured")
-    p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
+    p.add_argument(
+        "--methods", default="all", help=f"all, quick, control, peer, transductive or of {', '.join(METHODS)}"
+    )
+    p.add_argument(
+        "--shifts", action="store_true", help="queries under another camera, crop, compression, hair, marks, rotation"
+    )
+    p.add_argument("--splits", action="store_true", help="all ways to take three test classes, on frozen Lite0")
+    p.add_argument(
+        "--domains", type=Path, nargs="*", default=[], help="further zips or folders; every class is a test class"
+    )
+    p.add_argument("--release", type=Path, help="folder of another release than the shipped one")
+    p.add_argument("--out", type=Path, required=True, help="folder; features and answers are kept here too")
     a = p.parse_args(argv)
     try:
-        test, methods = a.meta_test.split(","), a.methods.split(",")
+        plan = Plan(a.ways, a.shots, a.episodes, a.slow_episodes, a.seed, methods=a.methods.split(","))
+        release = Release.open(a.release, sha256=sha256_file(a.release / MANIFEST)) if a.release else None
+        test = [c for c in a.meta_test.split(",") if c]
         with threadpool_limits(1):  # many small products: more threads only wait for each other
-            run(a.data, test, a.ways, a.shots, a.episodes, a.out, methods, a.seed)
+            run(a.data, a.out, test, plan, release, a.shifts, a.splits, a.domains)
     except SgpsError as error:
         print(error, file=sys.stderr)
         return error.exit_code

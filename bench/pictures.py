@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from sgps.errors import InputError
-from sgps.images import decode
+from sgps.images import SUFFIXES, decode
 from sgps.pretrain.images import Source
 from sgps.pretrain.pool import held_out
 from sgps.pretrain.recipe import read_recipe
 
 Array = NDArray[Any]
 MOST_NEGATIVES = 250  # lesions of a class that is no test class
+IMAGE = ("image_id", "isic_id", "img_id", "image", "image_name", "filename", "file_name", "file", "name", "id")
+LABEL = ("dx", "diagnosis", "diagnostic", "label", "class", "target")
+UNIT = ("patient_id", "lesion_id", "patient", "lesion", "case_id", "case")  # what one episode shows once
 
 
 @dataclass(frozen=True)
@@ -50,48 +53,84 @@ class Pictures:
         """Rows of these classes. Raises InputError when one has no picture."""
         for one in classes:
             if not (self.label == one).any():
+                there = ", ".join(sorted(set(self.label.tolist()))[:20])
                 raise InputError(
-                    f"holds no picture of {one}", where=self.source.where, do="name classes that are there"
+                    f"holds no picture of {one}",
+                    where=self.source.where,
+                    do=f"name classes that are there, such as {there}",
                 )
         return np.flatnonzero(np.isin(self.label, list(classes)))
+
+    def few(self, classes: Sequence[str], lesions: int) -> Array:
+        """Rows of these classes, at most so many lesions of each: all pictures of a seeded choice of lesions."""
+        rows, random = self.of(classes), np.random.default_rng(2)
+        keep = []
+        for one in classes:
+            own = rows[self.label[rows] == one]
+            names = np.unique(self.lesion[own])
+            keep.append(own[np.isin(self.lesion[own], random.permutation(names)[:lesions])])
+        return np.sort(np.concatenate(keep))
 
     def one_each(self, rows: Array, random: np.random.Generator) -> Array:
         """One of these rows for each lesion, at random, ascending."""
         return np.sort([random.choice(rows[self.lesion[rows] == one]) for one in np.unique(self.lesion[rows])])
 
-    def others(self, test: Sequence[str], trained: bool) -> Array:
+    def others(self, test: Sequence[str], trained: bool, unknown: bool | None = None) -> Array:
         """One picture a lesion of the classes that are not `test`, at most 250 a class.
 
-        Of classes that the release's recipe trains on: lesions that it held out, or with `trained` those that it did not.
+        Of classes that the release's recipe trains on: lesions that it held out, or with `trained` those that it did not. unknown:
+        whether classes that the recipe does not know are there too; none for `not trained`.
         """
         recipe, random, out = read_recipe(None), np.random.default_rng(1), [np.zeros(0, np.int64)]
         held = held_out(self.lesion, self.label, recipe)
         for one in sorted(set(self.label.tolist()) - set(test)):
             known = one in recipe.base_classes
-            if trained and not known:
+            if not known and not (not trained if unknown is None else unknown):
                 continue
             rows = np.flatnonzero((self.label == one) & ((held != trained) if known else True))
             out.append(random.permutation(self.one_each(rows, random))[:MOST_NEGATIVES] if len(rows) else rows)
         return np.sort(np.concatenate(out))
 
 
-def read_pictures(data: Path) -> Pictures:
+def read_pictures(data: Path, classes: Sequence[str] = ()) -> Pictures:
     """Raises InputError when `data` is neither a zip nor a folder of class folders.
 
-    A CSV inside with image_id or isic_id names the patient (patient_id or lesion_id) and the class (dx or diagnosis).
+    A CSV inside that names pictures (image_id, isic_id, ...) names the patient or lesion (patient_id, lesion_id, ...) and, where
+    the folders do not hold `classes` or there is one folder only, the class (dx, diagnosis, ...).
     """
     source = Source(data, ".") if data.is_dir() else Source(data.parent, data.stem)
-    rows: dict[str, dict[str, str]] = {}
-    for table in (n for n in source.names if n.lower().endswith(".csv")):
-        for row in csv.DictReader(io.StringIO(source.read(table).decode("utf-8-sig"))):
-            if key := row.get("image_id") or row.get("isic_id"):
-                rows[key] = row
-    found = []
-    for name in source.images():
-        path = PurePosixPath(name)
-        row = rows.get(path.stem, {})
-        label = row.get("dx") or row.get("diagnosis") or path.parent.name
-        found.append((name, label, row.get("patient_id") or row.get("lesion_id") or name))
-    if not found:
+    paths = [p for n in source.names if _is_picture(p := PurePosixPath(n))]
+    rows = _table(source)
+    found = [rows.get(p.name) or rows.get(p.stem) or {} for p in paths]
+    folder = [p.parent.name for p in paths]
+    told = [_first(row, LABEL) for row in found]
+    by_folder = len(set(folder)) > 1 and set(classes) <= set(folder)
+    if not by_folder and any(told):
+        kept = [(str(p), label, row) for p, label, row in zip(paths, told, found, strict=True) if label]
+    else:
+        kept = [(str(p), name, row) for p, name, row in zip(paths, folder, found, strict=True) if name]
+    if not kept:
         raise InputError("holds no picture in a class folder", where=data, do="give a zip or folder of class folders")
-    return Pictures(source, *(np.array(column, np.str_) for column in zip(*found, strict=True)))
+    columns = [(name, label, _first(row, UNIT) or name) for name, label, row in kept]
+    return Pictures(source, *(np.array(column, np.str_) for column in zip(*columns, strict=True)))
+
+
+def _is_picture(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
+
+
+def _table(source: Source) -> dict[str, dict[str, str]]:
+    """Rows of every CSV inside by the name of their picture, as it is written there."""
+    rows: dict[str, dict[str, str]] = {}
+    for table in (n for n in source.names if n.lower().endswith(".csv") and "__MACOSX" not in n):
+        text = source.read(table).decode("utf-8-sig", errors="replace")
+        for raw in csv.DictReader(io.StringIO(text)):
+            row = {str(k).strip().lower(): str(v).strip() for k, v in raw.items() if k and v}
+            if key := _first(row, IMAGE):
+                rows[PurePosixPath(key).name] = row
+    return rows
+
+
+def _first(row: Mapping[str, str], columns: Sequence[str]) -> str:
+    return next((row[c] for c in columns if row.get(c)), "")

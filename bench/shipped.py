@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bench.pictures import Pictures
@@ -16,9 +17,10 @@ from sgps.synthesis import Composition, Synthesizer
 from sgps.text import TextEncoder
 
 Array = NDArray[Any]
+RANDOM = 0.03
 
 
-class _Rows:
+class Rows:
     """An image encoder whose pictures are row numbers of `pictures`; features: [rows, f] under the base."""
 
     def __init__(self, encoder: ImageEncoder, pictures: Pictures, features: Mapping[int, Array]) -> None:
@@ -50,13 +52,43 @@ def without(release: Release, *parts: str) -> Release:
     return replace(release, manifest=release.manifest.model_copy(update={"architecture": a}))
 
 
+def with_body(release: Release) -> Release:
+    """The release with its body switched on, whatever it ships with."""
+    a = release.manifest.architecture
+    a = a.model_copy(update={"learned": tuple(dict.fromkeys((*a.learned, "body")))})
+    return replace(release, manifest=release.manifest.model_copy(update={"architecture": a}))
+
+
+def with_random_body(ours: "Ours", seed: int = 0) -> "Ours":
+    """Heads of the body at random, of a size that leaves features at a cosine near 0.85 (generator note, section 5.3)."""
+    generator = ours.synthesizer.generator
+    if generator is None:
+        raise ValueError("the release has no generator")
+    random = torch.Generator().manual_seed(seed)
+    for head in (generator.core, generator.chan, generator.tap):
+        for parameter in head.parameters():
+            parameter.data.normal_(0, RANDOM, generator=random)
+    return ours
+
+
+class _Borrowing(Synthesizer):
+    """Uses the body of another task where there is one to borrow."""
+
+    borrowed: Mapping[str, torch.Tensor] | None = None
+
+    def _body(self, inputs: Any) -> Any:
+        body, tokens = super()._body(inputs)
+        return (self.borrowed if self.borrowed is not None else body), tokens
+
+
 class Ours:
     """`Synthesizer` of a release on rows of `pictures`, whose base features are known."""
 
     def __init__(self, release: Release, pictures: Pictures, features: Mapping[int, Array]) -> None:
-        self.synthesizer = s = Synthesizer(release)
-        s.encoder = _Rows(s.encoder, pictures, features)
+        self.synthesizer = s = _Borrowing(release)
+        s.encoder = Rows(s.encoder, pictures, features)
         s.text = _Texts(s.text)
+        self._keys = _keys(s, sorted(set(pictures.label.tolist())))
         self._temperatures: dict[tuple[Any, ...], float] = {}
 
     def text(self, label: str) -> str:
@@ -69,16 +101,21 @@ class Ours:
         exemplars: Mapping[str, Sequence[int]],
         texts: Mapping[str, str] | None = None,
         memory: Memory | None = None,
+        body: Mapping[str, torch.Tensor] | None = None,
     ) -> Composition:
-        """Exemplars are row numbers; texts are the catalogue's unless given."""
+        """Exemplars are row numbers; texts are the catalogue's unless given. body: of another task, in place of the task's own."""
         said = {label: self.text(label) for label in exemplars} | dict(texts or {})
-        return self.synthesizer.compose(exemplars, said, memory=memory)
+        self.synthesizer.borrowed = body
+        shown, said = ({self._keys.get(n, n): x for n, x in by.items()} for by in (exemplars, said))
+        return self.synthesizer.compose(shown, said, memory=memory)
 
-    def logits(self, made: Composition, rows: Sequence[int], order: Sequence[str]) -> Array:
-        """[rows, N] float64; the columns of the named diseases in this order, then the rivals."""
-        features = self.synthesizer.encoder.features(rows, body=made.body)
+    def logits(
+        self, made: Composition, rows: Sequence[int], order: Sequence[str], encoder: "Rows | None" = None
+    ) -> Array:
+        """[rows, N] float64; the columns of the named diseases in this order, then the rivals. encoder: of other pictures."""
+        features = (encoder or self.synthesizer.encoder).features(rows, body=made.body)
         out = np.asarray(features @ made.weight.numpy().T + made.bias.numpy(), np.float64)
-        named = [next(i for i, d in enumerate(made.asked) if d.key == key) for key in order]
+        named = [next(i for i, d in enumerate(made.asked) if d.key == self._keys.get(n, n)) for n in order]
         return out[:, [*named, *range(len(made.asked), out.shape[1])]]
 
     def temperature(self, made: Composition) -> float:
@@ -88,3 +125,13 @@ class Ours:
         if key not in self._temperatures:
             self._temperatures[key] = rehearse(judged).temperature
         return self._temperatures[key]
+
+
+def _keys(s: Synthesizer, labels: Sequence[str]) -> dict[str, str]:
+    """Names under which classes are asked for: of labels that the catalogue takes for one disease only the first keeps its own."""
+    seen, out = set[str](), dict[str, str]()
+    for label in labels:
+        entry = s.catalogue.find(label)
+        out[label] = f"{label} (another)" if entry and entry.id in seen else label
+        seen |= {entry.id} if entry else set()
+    return out

@@ -16,8 +16,11 @@ sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a pack
 
 from bench import fewshot, one_exemplar
 from bench.figures import brier, compared, ece, holm
-from bench.peers import HEADS, Public, tuned
+from bench.peers import trained
+from bench.peers.closed import HEADS
+from bench.peers.public import Public, tuned
 from bench.pictures import read_pictures
+from bench.shifts import SHIFTS, Shifted
 from bench.shipped import Ours
 from sgps.encoders import ImageEncoder
 from sgps.episodes import Interval, read_episodes
@@ -90,19 +93,25 @@ def test_ours_is_what_the_product_writes(pictures, known, small_release, learned
     assert ours.temperature(made) == pytest.approx(c.record.calibration.temperature)
 
 
+def small(methods, **more):
+    return fewshot.Plan([2], [1, 3], 6, 3, queries=4, methods=methods, **more)
+
+
 def test_fewshot_gives_every_method_the_same_episodes(data, small_release, tmp_path):
     chosen = [
         "ours",
-        "ours-no-text",
         "ours-other-text",
+        "ours-other-exemplar",
         "ours-no-body",
         "prototype-centred",
         "ridge",
         "knn",
+        "protonet",
     ]
+    chosen += ["simpleshot-centred", "text-only", "tip-adapter", "bd-cspn-centred", "tim"]
 
     def run(out, methods):
-        return fewshot.run(data, list(DISEASES), [2], [1, 3], 6, out, methods, queries=4, release=small_release())
+        return fewshot.run(data, out, list(DISEASES), small(methods), small_release())
 
     r = run(tmp_path / "a", chosen)
     sets = read_episodes(tmp_path / "a" / "episodes.json.gz")["test"]
@@ -112,20 +121,97 @@ def test_fewshot_gives_every_method_the_same_episodes(data, small_release, tmp_p
     ours = r["methods"]["ours"]
     centred = r["methods"]["prototype-centred"]
     assert ours["2w1s"]["episodes"] == centred["2w1s"]["episodes"]  # no part is learned: the same rule
-    assert r["left out"] == ["ours-no-body"] and r["ours minus"]["ours-no-text 2w3s"]["ours"] == "tie"
+    assert ours["2w1s"]["episodes"] == r["methods"]["simpleshot-centred"]["2w1s"]["episodes"]
+    assert list(r["left out"]) == ["ours-no-body"] and r["ours minus"]["ours-other-text 2w3s"]["ours"] == "tie"
+    wrong = r["methods"]["ours-other-exemplar"]["2w1s"]["episodes"]  # of two classes: every answer turns round
+    assert np.allclose(np.array(ours["2w1s"]["episodes"]) + wrong, 1)
+    assert len(ours["2w1s"]["episodes"]) == 6
     for by in r["methods"].values():
         for one in by.values():
             assert one["accuracy"]["mean"] == pytest.approx(one["balanced accuracy"]["mean"])
             assert 0 <= one["ece"] <= 1 and one["recall"][one["worst class"]] == min(one["recall"].values())
+            assert sum(b["share"] for b in one["reliability"]) == pytest.approx(1)
     assert json.loads((tmp_path / "a" / "results.json").read_text())["methods"] == r["methods"]
     assert "ridge probe" in (tmp_path / "a" / "results.md").read_text()
+    assert (tmp_path / "a" / "accuracy.svg").is_file() and (tmp_path / "a" / "reliability.svg").is_file()
     again = run(tmp_path / "a", ["knn"])
     assert all(again["methods"][m] == r["methods"][m] for m in ("ours", "knn")) and again["episodes"] == r["episodes"]
 
 
+def test_answers_are_kept_until_something_that_they_depend_on_changes(data, small_release, tmp_path, monkeypatch):
+    def run(seed=0):
+        return fewshot.run(data, tmp_path, list(DISEASES), small(["knn"], seed=seed), small_release())
+
+    first = run()
+    monkeypatch.setattr(fewshot, "answer", lambda *a: pytest.fail("made again"))
+    assert run()["methods"] == first["methods"]
+    with pytest.raises(pytest.fail.Exception, match="made again"):
+        run(seed=1)
+
+
+@pytest.mark.slow
+def test_methods_that_learn_across_tasks_and_bodies(data, small_release, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "TRAINING_TASKS", 3)
+    chosen = [*trained.NAMES, "feat-centred", "fit", "ours-no-body", "ours-other-body", "ours-random-body"]
+    plan = fewshot.Plan([2], [1], 3, 2, queries=4, methods=chosen)
+    release = small_release(("body", "head", "text"))
+    r = fewshot.run(data, tmp_path, list(DISEASES), plan, release, shifts=False)
+    assert set(r["methods"]) == {"ours", *chosen} and not r["left out"]
+    assert all(0 <= by["2w1s"]["accuracy"]["mean"] <= 1 for by in r["methods"].values())
+    assert len(r["methods"]["ours-no-body"]["2w1s"]["episodes"]) == 3  # zeroed: no body to make
+    assert len(r["methods"]["ours"]["2w1s"]["episodes"]) == 2
+
+
+def test_fewshot_makes_the_best_of_odd_data(drawn, small_release, tmp_path):
+    """Folders without a table, a small class, a grey and a broken picture, hidden files, three ways of two classes."""
+    for name, profile, count in (("spot", 710, 9), ("wart", 711, 7), ("rare", 712, 3)):
+        folder = tmp_path / "in" / "deep" / name
+        folder.mkdir(parents=True)
+        for place, image in enumerate(drawn(profile, 0, count)):
+            (image.convert("L") if place == 0 else image).save(folder / f"{place}.png")
+    (tmp_path / "in" / "deep" / "spot" / "9.jpg").write_bytes(b"no picture")
+    (tmp_path / "in" / "deep" / "spot" / "._0.png").write_bytes(b"of another system")
+    plan = fewshot.Plan([2, 3], [1, 5], 4, 2, methods=["prototype", "knn"])
+    r = fewshot.run(tmp_path / "in", tmp_path / "out", (), plan, small_release())
+    assert list(r["methods"]["ours"]) == ["2w1s"] and r["episodes"]["queries"] == {"2w1s": 6}
+    notes = " ".join(r["notes"])
+    assert "1 pictures cannot be read" in notes and "without rare" in notes and "no 3-way 1-shot" in notes
+    assert "no 2-way 5-shot" in notes and "6 queries" in notes
+    with pytest.raises(InputError, match="too few lesions"):
+        fewshot.run(tmp_path / "in", tmp_path / "out", (), fewshot.Plan([2], [9], 4), small_release())
+
+
+def test_a_table_names_lesions_and_where_folders_do_not_hold_the_classes_the_classes(drawn, tmp_path):
+    rows = ["filename,patient_id,diagnosis"]
+    for place, image in enumerate(drawn(713, 0, 4)):
+        (tmp_path / "part").mkdir(exist_ok=True)
+        image.save(tmp_path / "part" / f"{place}.png")
+        rows.append(f"{place}.png,p{place // 2},{'a' if place < 2 else 'b'}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    found = read_pictures(tmp_path)
+    assert found.label.tolist() == ["a", "a", "b", "b"] and found.lesion.tolist() == ["p0", "p0", "p1", "p1"]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "part" / "3.png").rename(tmp_path / "more" / "3.png")
+    assert read_pictures(tmp_path).label.tolist() == ["more", "part", "part", "part"]
+    assert sorted(read_pictures(tmp_path, ["a", "b"]).label.tolist()) == ["a", "a", "b", "b"]
+
+
+def test_shifts_change_the_queries_and_nothing_else(pictures):
+    plain = np.asarray(pictures.image(0), np.float32)
+    hashes = {pictures.sha256(0)}
+    for name in SHIFTS:
+        shifted = Shifted.of(pictures, name)
+        image = shifted.image(0)
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.asarray(shifted.image(0)))
+        changed = image.size != pictures.image(0).size or np.abs(np.asarray(image, np.float32) - plain).mean() > 0.5
+        assert changed, name
+        hashes.add(shifted.sha256(0))
+    assert len(hashes) == 1 + len(SHIFTS)
+
+
 def test_fewshot_refuses_what_it_does_not_know(data, small_release, tmp_path):
     with pytest.raises(InputError, match="magic"):
-        fewshot.run(data, ["df", "vasc"], [2], [1], 5, tmp_path, ["magic"], release=small_release())
+        fewshot.run(data, tmp_path, ["df", "vasc"], small(["magic"]), small_release())
     command = ["--data", str(data), "--meta-test", "df,vasc", "--ways", "2", "--shots", "9", "--out", str(tmp_path)]
     assert fewshot.main(command) == 2
 

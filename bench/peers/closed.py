@@ -1,27 +1,17 @@
-"""Few-shot methods beside ours: support [N, K, f] and queries [M, f] -> scores [M, N]. Inductive, nothing is learned across tasks.
-
-A method that has a strength gets the one that is best on public tasks, and every method the temperature that fits them best.
-"""
+"""Closed forms and convex probes: support [N, K, f] and queries [M, f] -> scores [M, N]. Nothing is learned across tasks."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from sgps.calibration import fit_temperature
+from bench.peers.public import Array, Head
 from sgps.episodes import cosine, unit
 
-Array = NDArray[Any]
-Head = Callable[[Array, Array], Array]
 SCALE = 10.0  # of a cosine, before the softmax
 NEIGHBOURS = 3
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-_TASKS, _QUERIES = 40, 15
 
 
 def prototype(support: Array, queries: Array) -> Array:
@@ -74,37 +64,3 @@ HEADS: dict[str, tuple[Head, ...]] = {
     "ridge": tuple(ridge(s) for s in STRENGTHS),
     "logistic": tuple(logistic(s) for s in STRENGTHS),
 }
-
-
-@dataclass(frozen=True)
-class Public:
-    """Public samples for choices: features [n, f], label [n]. Classes that are too small for a task are not drawn."""
-
-    features: Array
-    label: Array
-
-    def tasks(self, ways: int, shots: int) -> list[tuple[Array, Array, Array]]:
-        """40 seeded tasks: support, queries, truth; none when there are too few classes."""
-        random, out = np.random.default_rng([0, ways, shots]), []
-        names = [c for c in np.unique(self.label) if (self.label == c).sum() >= shots + 2]
-        for _ in range(_TASKS if len(names) >= ways else 0):
-            support, queries, truth = [], [], []
-            for place, i in enumerate(random.choice(len(names), ways, replace=False)):
-                rows = random.permutation(np.flatnonzero(self.label == names[i]))[: shots + _QUERIES]
-                support.append(self.features[rows[:shots]])
-                queries.append(self.features[rows[shots:]])
-                truth += [place] * (len(rows) - shots)
-            out.append((np.stack(support), np.concatenate(queries), np.array(truth)))
-        return out
-
-
-def tuned(heads: Sequence[Head], public: Public, ways: int, shots: int) -> tuple[Head, float]:
-    """The head that is right most often on public tasks, and its temperature there. The first, and 1, without tasks."""
-    tasks = public.tasks(ways, shots)
-    if not tasks:
-        return heads[0], 1.0
-    truth = [t for _, _, t in tasks]
-    scores = [[head(s, q) for s, q, _ in tasks] for head in heads]
-    right = [np.mean([(z.argmax(1) == t).mean() for z, t in zip(found, truth, strict=True)]) for found in scores]
-    best = int(np.argmax(right))
-    return heads[best], fit_temperature(scores[best], truth)

@@ -1,0 +1,115 @@
+"""All ways to take three of a data set's classes for testing, the others for choices: heads on frozen Lite0, which saw none of them."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.features import Array, lite0_features
+from bench.figures import compared
+from bench.peers import closed, easy
+from bench.peers.public import Head, Public, tuned
+from bench.pictures import Pictures
+from sgps.episodes import Interval, interval, sample_episodes, unit
+from sgps.errors import InputError
+
+TESTED, EPISODES, MOST = 3, 200, 250
+QUERIES = 15
+
+
+def mean_prototype(support: Array, queries: Array) -> Array:
+    """The head of `ours` without learned parts: cosine to the mean of a class's features."""
+    return np.asarray(closed.SCALE * unit(queries) @ unit(support.mean(1)).T)
+
+
+ARMS: dict[str, tuple[str, tuple[Head, ...], bool]] = {
+    "plain": ("nearest prototype, plain cosine", closed.HEADS["prototype"], False),
+    "ours": ("ours' head: mean of the exemplars, centred", (mean_prototype,), True),
+    "centred": ("nearest prototype, centred", closed.HEADS["prototype"], True),
+    "protonet": ("ProtoNet (easyfsl)", easy.heads("protonet", False), False),
+    "simpleshot": ("SimpleShot (easyfsl)", easy.heads("simpleshot", False), False),
+    "knn": ("3 nearest exemplars, centred", closed.HEADS["knn"], True),
+    "ridge": ("ridge probe, centred", closed.HEADS["ridge"], True),
+    "logistic": ("logistic probe, centred", closed.HEADS["logistic"], True),
+    "bd-cspn": ("transductive: BD-CSPN (easyfsl), centred", easy.heads("bd-cspn", True), True),
+    "laplacian-shot": ("transductive: LaplacianShot (easyfsl), centred", easy.heads("laplacian-shot", True), True),
+}
+
+
+def splits(pictures: Pictures, out: Path, ways: Sequence[int], shots: Sequence[int], seed: int) -> dict[str, Any]:
+    """Accuracy of every head on every split; ours minus it over the splits. Empty, with the reason, where there are too few classes."""
+    largest = max(shots)
+    count = {str(c): len(np.unique(pictures.lesion[pictures.label == c])) for c in np.unique(pictures.label)}
+    names = sorted(c for c, n in count.items() if n >= largest + 5)
+    if len(names) < TESTED + 2 or max(ways) > TESTED:
+        return {
+            "reason": f"{len(names)} classes are large enough, and {TESTED + 2} are needed for at most {TESTED} ways"
+        }
+    random = np.random.default_rng([seed, 5])
+    rows = np.concatenate([_few(pictures, c, random) for c in names])
+    try:
+        features = lite0_features(pictures, rows, out)
+    except InputError as error:
+        return {"reason": str(error)}
+    label, lesion = pictures.label[rows], pictures.lesion[rows]
+    found: dict[str, dict[str, list[Any]]] = {a: {} for a in ARMS}
+    chosen = list(itertools.combinations(names, TESTED))
+    for place, test in enumerate(chosen):
+        known = ~np.isin(label, test)
+        centre = np.mean([features[label == c].mean(0) for c in names if c not in test], 0)
+        for w in ways:
+            for k in shots:
+                queries = min(QUERIES, min(count[c] for c in test) - k)
+                e = sample_episodes(label, lesion, list(test), w, k, queries, EPISODES, seed)
+                truth = np.repeat(np.arange(w), queries)
+                for arm, (_, heads, centred) in ARMS.items():
+                    x = features - centre if centred else features
+                    head = heads[0] if len(heads) == 1 else tuned(heads, Public(x[known], label[known]), w, k)[0]
+                    right = [
+                        float((head(x[i[:, :k]], x[i[:, k:]].reshape(-1, x.shape[1])).argmax(1) == truth).mean())
+                        for i in e.index
+                    ]
+                    found[arm].setdefault(e.name, []).append(right)
+        print(f"split {place + 1}/{len(chosen)}: {', '.join(test)}", flush=True)
+    return {
+        "splits": [list(t) for t in chosen],
+        "episodes": EPISODES,
+        "arms": {a: {k: _over_splits(np.array(v)) for k, v in by.items()} for a, by in found.items()},
+        "ours minus": _differences(found),
+    }
+
+
+def _few(pictures: Pictures, label: str, random: np.random.Generator) -> Array:
+    """One picture a lesion, at most 250."""
+    own = pictures.one_each(np.flatnonzero(pictures.label == label), random)
+    return np.sort(random.permutation(own)[:MOST])
+
+
+def _over_splits(right: Array) -> dict[str, Any]:
+    """right [splits, episodes]. The interval is over splits, which overlap in their classes: it is no more than a hint."""
+    means = right.mean(1)
+    return {
+        **vars(interval(means)),
+        "least": float(means.min()),
+        "most": float(means.max()),
+        "by split": [round(float(m), 4) for m in means],
+    }
+
+
+def _differences(found: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
+    """Ours minus each head: mean over all episodes, and on how many splits the paired interval lies above or below zero."""
+    out, all_of_them = {}, dict[str, Interval]()
+    for arm, by in found.items():
+        for kind, right in by.items():
+            if arm != "ours":
+                each = np.array(found["ours"][kind]) - np.array(right)
+                intervals = [interval(d) for d in each]
+                all_of_them[f"{arm} {kind}"] = interval(each.mean(1))
+                out[f"{arm} {kind}"] = {
+                    "above": sum(i.mean - i.half > 0 for i in intervals),
+                    "below": sum(i.mean + i.half < 0 for i in intervals),
+                }
+    judged = compared(all_of_them)
+    return {k: v | judged[k] for k, v in out.items()}
