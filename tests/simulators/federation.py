@@ -1,5 +1,6 @@
 """A federation of real processes on loopback for tests of the coordinator. Ends every process that it started."""
 
+import contextlib
 import json
 import os
 import socket
@@ -22,9 +23,14 @@ HERE = Path(__file__).resolve().parent
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A free port; the one after it is free, too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
 
 
 def environment() -> dict[str, str]:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,11 +118,20 @@ class Process:
         self._errors.close()
 
 
+def two_free_ports() -> int:
+    """A port of loopback that is free, and so is the one after it, for releases."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with suppress(OSError, OverflowError):  # the next one is taken, or there is none
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
 def enrol(commands: Commands, world: World, epsilon: float, slots: int) -> Path:
     """Make the federation and three sites; keys are born at each site. Returns the federation folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = two_free_ports()
     home = commands.root / "coordinator"
     commands.run(
         commands.root, "sgps-server", "init", "coordinator", "--name", "demo", "--url", f"https://127.0.0.1:{port}"
