@@ -18,7 +18,7 @@ from sgps.plan import Hex
 from sgps.settings import problems
 from sgps.wire import releases_pb2 as wire
 from sgps_client.config import Site
-from sgps_client.tls import TIMEOUT, proxy_for, require_keys, told
+from sgps_client.tls import TIMEOUT, proxy_for, tls_context, told
 
 MESSAGE_LIMIT = 8 << 20  # bytes; a manifest has at most half of that
 PULL_SECONDS = 570.0  # of one stream, a little less than the coordinator's own limit; what is left comes with the next
@@ -75,13 +75,13 @@ class Status(BaseModel):
 class Coordinator:
     """The calls of one site. Every method raises NetworkError when the coordinator cannot be reached or answers nonsense.
 
-    Raises ConfigError when a key is missing or the proxy is of a kind that gRPC does not know.
+    Raises ConfigError when a key is missing or does not fit, or the proxy is of a kind that gRPC does not know.
     """
 
     def __init__(self, site: Site) -> None:
         self.url = site.releases_url
         parts = urlsplit(self.url)
-        require_keys(site)
+        tls_context(site)  # gRPC would only say that nobody can be reached
         identity = grpc.ssl_channel_credentials(
             site.ca.read_bytes(), site.tls_key.read_bytes(), site.certificate.read_bytes()
         )
@@ -154,8 +154,8 @@ class Coordinator:
         try:
             yield
         except grpc.RpcError as error:
-            code, text = error.code().name, " ".join(str(error.details()).split())
-            what, do = _WORDS.get(code) or told(text)
+            code = error.code().name
+            what, do = _WORDS.get(code) or told(_plain(str(error.details())))
             raise (Interrupted if code in _PASSING else NetworkError)(what, where=self.url, do=do) from error
         except ValidationError as error:
             what = f"an answer of another kind than expected: {'; '.join(problems(error))}"
@@ -175,6 +175,11 @@ class Coordinator:
 
 def _named(release: wire.Release) -> Named:
     return Named(name=release.name, sha256=release.sha256)
+
+
+def _plain(text: str) -> str:
+    """The other end may have written it: one line of bounded length, nothing that a terminal would obey."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:400]
 
 
 def _proxy(host: str) -> tuple[tuple[str, str | int], ...]:

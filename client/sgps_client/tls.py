@@ -11,18 +11,14 @@ from sgps_client.config import Site
 TIMEOUT = 30.0  # seconds without an answer
 
 
-def require_keys(site: Site) -> None:
-    """Raises ConfigError when a file of the site's identity is missing."""
+def tls_context(site: Site) -> ssl.SSLContext:
+    """TLS 1.3 with the site's certificate and the federation's CA, nobody else's. Raises ConfigError when a file is missing, or
+    key and certificates do not fit together."""
     for path in (site.ca, site.certificate, site.tls_key):
         if not path.is_file():
             raise ConfigError(
                 "is missing", where=path, do=f"sgps-client enroll {site.name}, then enroll --kit {site.name}.kit"
             )
-
-
-def tls_context(site: Site) -> ssl.SSLContext:
-    """TLS 1.3 with the site's certificate and the federation's CA, nobody else's. Raises ConfigError when a file is missing."""
-    require_keys(site)
     try:
         context = ssl.create_default_context(cafile=str(site.ca))
         context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -174,7 +174,8 @@ class Worker:
             return
         try:
             seen = witness.look(self.site, self.coordinator)
-            self._say("record", f"the coordinator's record has {seen.lines} lines, those seen before among them")
+            before = "" if seen.since is None else ", those that were there before among them"
+            self._say("record", f"the coordinator's record has {seen.lines} lines{before}")
         except (SignatureError, StateError) as error:  # for people to clear up; a site has rules of its own for plans
             self._say("record_doubtful", str(error), bad=True)
         self._witnessed = latest.sha256

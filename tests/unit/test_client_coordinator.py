@@ -20,6 +20,7 @@ from sgps_client.config import Site
 from sgps_client.coordinator import Coordinator
 from sgps_client.store import Store
 from sgps_server import enrolment
+from sgps_server.release_service import ReleaseService
 
 pytestmark = pytest.mark.enable_socket
 NAME = "coordinator.sgps.test"  # nobody but the proxy knows it
@@ -142,7 +143,9 @@ def test_the_record_is_remembered_and_may_only_grow(near: Centre) -> None:
         before = kept.read_bytes()
         lines = near.folder.audit.read_bytes().splitlines(keepends=True)
         near.close()
-        near.folder.audit.write_bytes(b"".join(lines[:-1]))  # the last line is cut off, and another one comes in its place
+        near.folder.audit.write_bytes(
+            b"".join(lines[:-1])
+        )  # the last line is cut off, and another one comes in its place
         near.start()
         near.porter.refused("eve", 403, "forged_sender", "/")
     with Coordinator(site) as coordinator:
@@ -202,3 +205,16 @@ def test_an_answer_to_another_question_is_refused_and_a_damaged_note_is_named(ne
             witness.look(site, coordinator)
 
 
+def test_words_of_the_other_end_are_one_plain_line(near: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = near.site("north")
+
+    def bad(*_: object) -> None:
+        raise RuntimeError("\x1b[2J\nclear\u202e" + "x" * 5000)
+
+    near.close()
+    monkeypatch.setattr(ReleaseService, "status", bad)
+    near.start()
+    with Coordinator(site) as coordinator, pytest.raises(NetworkError) as raised:
+        coordinator.status()
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 600
