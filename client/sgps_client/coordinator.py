@@ -28,6 +28,8 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # no other channel's failures
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.http2.bdp_probe", 0),  # what has arrived and was not read yet is lost with the line: so the window stays small
+    ("grpc.http2.lookahead_bytes", 512 << 10),
     ("grpc.keepalive_time_ms", 20_000),  # a line that is silently gone shows within half a minute
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),

@@ -18,7 +18,7 @@ from sgps_server import releases
 from sgps_server.audit import Heads
 
 SERVICE = wire.DESCRIPTOR.services_by_name["Releases"].full_name
-CHUNK = 256 << 10  # bytes
+CHUNK = 64 << 10  # bytes; less is lost with a line that is cut
 _HASH = re.compile(r"[0-9a-f]{64}")
 _SIGNATURE_LIMIT = 1024  # bytes
 
