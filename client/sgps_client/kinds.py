@@ -5,10 +5,9 @@ A record depends on one patient, the verified release and what was released befo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sgps import site_mean
 from sgps.memory import COUNTS, ROWS, Array, record
@@ -27,17 +26,18 @@ Make = Callable[[Patient], Record | None]
 @dataclass(frozen=True)
 class Work:
     """records: (release, the site's noised mean or None) -> (patient -> record, or None for the zero record). loss: (release, names)
-    -> (theta, record) -> scalar."""
+    -> (theta, record) -> scalar. pictures: (release, names) -> whether a record needs the patient's pictures."""
 
     records: Callable[[Release, Array | None], Make]
     loss: Callable[[Release, Sequence[str]], "Loss"]
+    pictures: Callable[[Release, Sequence[str]], bool] = lambda release, names: False
 
 
 def _rows(release: Release, offset: Array | None) -> Make:
     coordinates, classes = release.memory().coordinates, len(release.manifest.classes)
 
     def make(patient: Patient) -> Record:
-        rows, counts = record(coordinates, _means(patient), classes, offset)
+        rows, counts = record(coordinates, patient.means(), classes, offset)
         return {ROWS: rows.astype(np.float32), COUNTS: counts.astype(np.float32)}
 
     return make
@@ -47,14 +47,10 @@ def _site_mean(release: Release, offset: Array | None) -> Make:
     coordinates, means = release.memory().coordinates, site_mean.common(release)
 
     def make(patient: Patient) -> Record | None:
-        found = site_mean.record(coordinates, means, _means(patient))
+        found = site_mean.record(coordinates, means, patient.means())
         return found and {site_mean.SUM: found[0].astype(np.float32), site_mean.COUNT: found[1].astype(np.float32)}
 
     return make
-
-
-def _means(patient: Patient) -> dict[int, NDArray[Any]]:
-    return {c: np.asarray(features, np.float64).mean(0) for c, features in patient.items()}
 
 
 def _linear(release: Release, names: Sequence[str]) -> "Loss":
@@ -65,9 +61,33 @@ def _linear(release: Release, names: Sequence[str]) -> "Loss":
     return loss
 
 
+def _episodes(release: Release, offset: Array | None) -> Make:
+    from sgps.tuning import record
+
+    classes = release.manifest.classes
+
+    def make(patient: Patient) -> Record:
+        return record(release, [classes[c] for c in patient.labels], patient.features, patient.pictures)
+
+    return make
+
+
+def _episode_loss(release: Release, names: Sequence[str]) -> "Loss":
+    from sgps.tuning import episode_loss
+
+    return episode_loss(release, names)
+
+
+def _episode_pictures(release: Release, names: Sequence[str]) -> bool:
+    from sgps.tuning import needs_pictures
+
+    return needs_pictures(release, names)
+
+
 WORK: Final[Mapping[str, Work]] = {
     "rows": Work(_rows, _linear),
     "site_mean": Work(_site_mean, _linear),
+    "episodes": Work(_episodes, _episode_loss, _episode_pictures),
 }
 
 

@@ -6,6 +6,7 @@ A patient that cannot be read in time, or at all, is the zero record (None). Nob
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -17,12 +18,29 @@ from sgps_client.config import Site
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from sgps.encoders import ImageEncoder
     from sgps_client.data import Records
 
-Patient = dict[int, NDArray[np.float32]]  # class index -> features [images, f] of one patient's images of that class
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One patient's images within the caps, in the order of the classes. labels: class index of each. features [images, f].
+
+    pictures: [images, 3, s, s], normalised; only where a kind of round asks for them.
+    """
+
+    labels: tuple[int, ...]
+    features: NDArray[np.float32]
+    pictures: "Tensor | None" = None
+
+    def means(self) -> dict[int, NDArray[np.float64]]:
+        """Class index -> mean feature [f]."""
+        labels = np.array(self.labels)
+        return {c: self.features[labels == c].mean(0, dtype=np.float64) for c in sorted({*self.labels})}
 
 
 def cohort_of(site: Site, name: str, catalogue: Sequence[str]) -> "Records":
@@ -39,13 +57,15 @@ class _Prepared:
     """Encoded cohorts of this process, so that a round that was not ready in time is ready at the next attempt."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, str, str, tuple[str, ...]], list[Patient | None]] = {}
+        self.kept: dict[tuple[str, str, str, bool, tuple[str, ...]], list[Patient | None]] = {}
         self.encoder: tuple[str, ImageEncoder] | None = None
 
-    def patients(self, site: Site, release: Release, cohort: str, reader: "Records") -> list[Patient | None]:
-        key = (str(site.file), cohort, release.manifest.encoder_sha256, tuple(reader.patients))
+    def patients(
+        self, site: Site, release: Release, cohort: str, reader: "Records", pictures: bool
+    ) -> list[Patient | None]:
+        key = (str(site.file), cohort, release.manifest.encoder_sha256, pictures, tuple(reader.patients))
         if key not in self.kept:
-            self.kept[key] = encoded(reader, self._encoder(release), release, site)
+            self.kept[key] = encoded(reader, self._encoder(release), release, site, pictures)
         return self.kept[key]
 
     def _encoder(self, release: Release) -> "ImageEncoder":
@@ -60,17 +80,23 @@ class _Prepared:
 _prepared = _Prepared()
 
 
-def prepared(site: Site, release: Release, cohort: str, reader: "Records | None" = None) -> Sequence[Patient | None]:
+def prepared(
+    site: Site, release: Release, cohort: str, reader: "Records | None" = None, pictures: bool = False
+) -> Sequence[Patient | None]:
     """The patients of a cohort, read and encoded once in the life of the process. Nothing is spent by it.
 
-    reader: whose list of patients the ledger knows; without it the list is read here, and nothing vouches for it.
+    reader: whose list of patients the ledger knows; without it the list is read here, and nothing vouches for it. pictures: whether
+    they are kept beside the features.
 
     Raises InputError when there are more patients than slots, or the list cannot be read.
     """
-    return _prepared.patients(site, release, cohort, reader or cohort_of(site, cohort, release.manifest.classes))
+    reader = reader or cohort_of(site, cohort, release.manifest.classes)
+    return _prepared.patients(site, release, cohort, reader, pictures)
 
 
-def encoded(reader: "Records", encoder: "ImageEncoder", release: Release, site: Site) -> list[Patient | None]:
+def encoded(
+    reader: "Records", encoder: "ImageEncoder", release: Release, site: Site, pictures: bool = False
+) -> list[Patient | None]:
     """The features of each patient of `reader`, in its order."""
     config = site.config
     if config.slots is None or len(reader.patients) > config.slots:
@@ -79,13 +105,12 @@ def encoded(reader: "Records", encoder: "ImageEncoder", release: Release, site: 
             where=site.file,
             do="raise slots, or split the cohort",
         )
-    classes = release.manifest.classes
     found: list[Patient | None] = []
     for patient in reader.patients:
         end = time.monotonic() + config.seconds_per_patient
         try:
             images = within(config.seconds_per_patient, lambda p=patient: _read(reader, p, config.images_per_patient))  # type: ignore[misc]
-            one = _features(images, encoder, classes)
+            one = _patient(images, encoder, release, pictures)
         except Exception:  # noqa: BLE001  any message may name a patient, and any failure is the zero record
             one = None
         found.append(one if time.monotonic() <= end else None)
@@ -96,10 +121,17 @@ def _read(reader: "Records", patient: str, most: int) -> list[tuple[str, "Image"
     return [(label, load()) for label, load in reader.images(patient)[:most]]
 
 
-def _features(images: list[tuple[str, "Image"]], encoder: "ImageEncoder", classes: Sequence[str]) -> Patient:
-    features = np.asarray(encoder.features([image for _, image in images]), dtype=np.float32)
-    labels = np.array([label for label, _ in images])
-    return {classes.index(c): features[labels == c] for c in sorted({*labels.tolist()})}
+def _patient(images: list[tuple[str, "Image"]], encoder: "ImageEncoder", release: Release, pictures: bool) -> Patient:
+    from sgps.images import batch
+
+    a, classes = release.manifest.architecture, release.manifest.classes
+    images = sorted(images, key=lambda image: classes.index(image[0]))  # stable: within a class the reader's order
+    shown = [image for _, image in images]
+    return Patient(
+        labels=tuple(classes.index(label) for label, _ in images),
+        features=np.asarray(encoder.features(shown), dtype=np.float32),
+        pictures=batch(shown, a.size, a.mean, a.std) if pictures else None,
+    )
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:

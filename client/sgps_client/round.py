@@ -117,7 +117,8 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
                 f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {statement.up(facts['epsilon'])} in all",
                 do=f"sgps-client plans approve {plan.sha256()[:12]} --officer NAME",
             )
-        patients = _patients(site, plan, here(release), cohort, reader)
+        pictures = kinds.WORK[plan.kind].pictures(here(release), terms.names)
+        patients = _patients(site, plan, here(release), cohort, reader, pictures)
         records = kinds.records(plan.kind, here(release), patients, None if centre is None else centre.offset)
         train = _trainer(site, plan, terms, arrays, records, facts, here(release))
         if time.time() > plan.answer_at:
@@ -206,10 +207,10 @@ def _next_cohort(
 
 
 def _patients(
-    site: Site, plan: Plan, release: Release, cohort: str, reader: "Records | None"
+    site: Site, plan: Plan, release: Release, cohort: str, reader: "Records | None", pictures: bool
 ) -> Sequence[Patient | None]:
     try:
-        return prepared(site, release, cohort, reader)
+        return prepared(site, release, cohort, reader, pictures)
     except (SgpsError, PrivacyError, OSError) as error:
         raise RoundFailed(f"round {plan.round}: the cohort cannot be read: {error}", do="sgps-client check") from error
 

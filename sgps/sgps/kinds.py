@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sgps import site_mean, subset
+from sgps.errors import InputError
 from sgps.memory import COUNTS, ROWS
 from sgps.plan import KindName
 from sgps.release import Release
@@ -43,7 +44,12 @@ def _site_mean(release: Release, names: Sequence[str]) -> Shapes:
 
 def _episodes(release: Release, names: Sequence[str]) -> Shapes:
     known = subset.allowed(release)
-    return {n: known[n] for n in names if n in known}
+    found = {n: known[n] for n in names if n in known}
+    try:
+        subset.learned(release, found)
+    except InputError:  # no part would read what is trained
+        return {}
+    return found
 
 
 KINDS: Final[Mapping[str, Kind]] = {

@@ -20,12 +20,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from PIL import Image
 from safetensors.torch import save
 
+from sgps.bank import Bank, BankClass, build
 from sgps.code import contributor_code
 from sgps.memory import COUNTS, ROWS, Coordinates, Memory
 from sgps.plan import Plan, arrays_sha256
 from sgps.release import (
     BANK,
     CATALOGUE,
+    FILES,
     GENERATOR,
     MEMORY,
     Architecture,
@@ -44,6 +46,7 @@ from sgps_client.config import Site
 from sgps_privacy.terms import Terms
 
 CLASSES, FEATURES, K = ("akiec", "df", "vasc"), 1280, 4
+COMMON = CLASSES[:2]  # of the reference bank
 PATIENTS = 5
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -73,6 +76,21 @@ def coordinates() -> Coordinates:
     return Coordinates(np.zeros(FEATURES, np.float32), directions, radius=2.0, within=1.5)
 
 
+def bank() -> Bank:
+    """Two of the three classes are common: they have a public mean."""
+    rng = np.random.default_rng(5)
+    classes = [BankClass(c, c, "dermoscopy", f"a text of {c}") for c in COMMON]
+    features = rng.normal(size=(6 * len(COMMON), FEATURES)).astype(np.float32)
+    return build(classes, np.zeros((len(COMMON), 384), np.float32), features, np.repeat(np.arange(len(COMMON)), 6))
+
+
+def sign(release: Release, target: Path, key: Ed25519PrivateKey) -> Path:
+    """A release as the one of this federation."""
+    manifest = release.manifest.model_copy(update={"federation": "derm", "fingerprint": fingerprint(key.public_key())})
+    write(target, {name: release.folder / name for name in FILES}, manifest, key)
+    return target
+
+
 def make_release(target: Path, key: Ed25519PrivateKey | None, **changes: Any) -> Path:
     tensors, base = generator()
     memory = Memory.empty(coordinates(), CLASSES)
@@ -88,7 +106,7 @@ def make_release(target: Path, key: Ed25519PrivateKey | None, **changes: Any) ->
     contents: dict[str, bytes | Path] = {
         GENERATOR: tensors,
         MEMORY: memory_bytes(memory),
-        BANK: save({"bank": torch.zeros(1, 4)}),
+        BANK: bank().to_bytes(),
         CATALOGUE: b"classes: []\n",
     }
     write(target, contents, Manifest(**fields), key)
