@@ -124,6 +124,18 @@ def test_a_sum_is_noised_only_once() -> None:
         optimizer.add_noise()
 
 
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_sum_of_which_one_part_was_noised_is_not_noised_again(part: int) -> None:
+    optimizer, parameters = made()
+    for p, g in zip(parameters, rows(), strict=True):
+        p.grad_sample = g
+    optimizer.clip_and_accumulate()
+    parameters[part].summed_grad._processed = True
+    with pytest.raises(PrivacyError, match="once"):
+        optimizer.add_noise()
+    assert all(p.grad is None for p in parameters)
+
+
 def test_an_empty_batch_is_noised_like_any_other() -> None:
     optimizer, parameters = made()
     for p in parameters:

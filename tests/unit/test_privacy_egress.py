@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,16 @@ def test_nothing_else_can_be_put_into_a_reply(attempt: Callable[[], object]) -> 
     with pytest.raises(PrivacyError) as caught:
         attempt()
     assert NAME not in str(caught.value)
+
+
+def test_a_kind_of_reply_that_checks_less_does_not_leave() -> None:
+    @dataclass(frozen=True)
+    class Loose(Reply):
+        def __post_init__(self) -> None:
+            """Checks nothing."""
+
+    with pytest.raises(PrivacyError, match="only a Reply"):
+        encode(Loose(ARRAYS, 17, NAME, "c", "accepted", "", {}))
 
 
 def test_a_count_in_the_bytes_is_refused_on_arrival() -> None:
