@@ -84,7 +84,7 @@ def base(
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Your own timm checkpoint (safetensors) as the base, untrained here. Figures on the recipe's meta-test classes "
+            help="Your own timm checkpoint (safetensors) as the base; trained here only with --encoders. Figures on the recipe's meta-test classes "
             "mean something only when the checkpoint never saw these."
         ),
     ] = None,
@@ -92,18 +92,34 @@ def base(
     size: Annotated[int | None, typer.Option(help="Pixels that --weights takes; default: as timm says.")] = None,
     mean: Annotated[str, typer.Option(help="Per channel, for example .485,.456,.406; default: as timm says.")] = "",
     std: Annotated[str, typer.Option(help="Per channel, for example .229,.224,.225; default: as timm says.")] = "",
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own network for pictures, open_clip:DIR, timm:DIR or transformers:DIR, as the teacher in place of Lite0.",
+            metavar="KIND:DIR",
+        ),
+    ] = None,
     weights_source: Annotated[str, typer.Option(help="Where --weights comes from; every release names it.")] = "",
     weights_licence: Annotated[str, typer.Option(help="Licence of --weights; every release names it.")] = "",
+    encoders_source: Annotated[str, typer.Option(help="Where --encoders comes from; every release names it.")] = "",
+    encoders_licence: Annotated[str, typer.Option(help="Licence of --encoders; every release names it.")] = "",
 ) -> None:
-    """The base network: Lite0 transplanted into an EfficientNet-V2, distilled, fine-tuned, averaged; or your own --weights."""
+    """The base network: Lite0 transplanted into an EfficientNet-V2, distilled, fine-tuned, averaged; or your own --weights, --encoders."""
     from sgps.pretrain.process import prepare_process
 
     prepare_process(threads)
     from sgps.errors import ConfigError
+    from sgps.open_encoders import Spec
     from sgps.pretrain.base import run
     from sgps.pretrain.own import Own, numbers
     from sgps.pretrain.progress import console
+    from sgps.pretrain.teach import Teacher
 
+    teacher = None
+    if encoders is not None:
+        teacher = Teacher(Spec.parse(encoders), encoders_source, encoders_licence)
+    elif encoders_source or encoders_licence:
+        raise ConfigError("belongs to --encoders", where="--encoders-source or --encoders-licence")
     own = None
     if weights is not None:
         own = Own(
@@ -120,7 +136,7 @@ def base(
             "belongs to --weights", where="--architecture, --size, --mean, --std, --weights-source or -licence"
         )
     with console() as report:
-        run(data, out, recipe, seed, threads, report, own, atlas)
+        run(data, out, recipe, seed, threads, report, own, atlas, teacher)
 
 
 @pretrain.command()

@@ -69,7 +69,10 @@ def open_clip(folder: Path, *, hf_text: bool = False, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         local = text | ({"hf_model_name": str(folder), "hf_model_pretrained": False} if hf_text else {})
         made = library.CustomTextCLIP if hf_text else library.CLIP
-        save_file(_state(made(embed_dim=24, vision_cfg=vision, text_cfg=local)), folder / "open_clip_model.safetensors")
+        state = _state(made(embed_dim=24, vision_cfg=vision, text_cfg=local))
+    if hf_text:  # older checkpoints hold this buffer, which the network no longer has
+        state["text.transformer.embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(state, folder / "open_clip_model.safetensors")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import small_encoders
+
 from sgps.attributes import NAMES, vector
 from sgps.episodes import Interval
 from sgps.errors import ConfigError, InputError, StateError
 from sgps.generator import PARTS, Generator, linear_head
+from sgps.open_encoders import Spec
 from sgps.pretrain import loop
 from sgps.pretrain.meta import pack, run
 from sgps.pretrain.meta_episode import Episode, Space, head, inputs, sample
@@ -329,7 +334,15 @@ def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_run_from_images_to_result(tmp_path: Path, recipe: MetaRecipe) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "size", "mean", "own_texts"),
+    [("tf_efficientnetv2_b0", 96, [0.5] * 3, False), ("tf_efficientnetv2_b1", 48, [0.485, 0.456, 0.406], True)],
+)
+def test_run_from_images_to_result(
+    tmp_path: Path, recipe: MetaRecipe, architecture: str, size: int, mean: list[float], own_texts: bool
+) -> None:
+    """own_texts: they are read by an encoder from a folder, of another width than the installed one's."""
+    texts = Spec.parse(f"transformers:{small_encoders.transformers_text(tmp_path / 'bert')}") if own_texts else None
     data, base = tmp_path / "data", tmp_path / "base"
     labels = {
         "ham10000_200x150": ["nv", "mel", "bkl", "bcc", "akiec", "df", "vasc"],
@@ -350,14 +363,11 @@ def test_run_from_images_to_result(tmp_path: Path, recipe: MetaRecipe) -> None:
     base.mkdir()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_state(base / "base.safetensors", base_network().state_dict())
+        save_state(base / "base.safetensors", base_network(architecture=architecture).state_dict())
     directions = torch.linalg.qr(torch.randn(WIDE, 8))[0].T.contiguous()
     save_state(base / "statistics.safetensors", {"mean": torch.zeros(WIDE), "directions": directions})
     (base / "statistics.json").write_text('{"radius": 1.0, "within": 1.0}')
-    network = {"architecture": "tf_efficientnetv2_b0", "size": 96, "mean": [0.5] * 3, "std": [0.5] * 3}
-    (base / "base.yaml").write_text(dump({"network": {**network, "size": 192}}))
-    with pytest.raises(InputError, match=r"at 96 px .* without --generator"):
-        run(data, base, tmp_path / "none")
+    network = {"architecture": architecture, "size": size, "mean": mean, "std": [0.5] * 3}
     (base / "base.yaml").write_text(dump({"network": network}))
     tiny = recipe.model_copy(
         update={
@@ -370,16 +380,20 @@ def test_run_from_images_to_result(tmp_path: Path, recipe: MetaRecipe) -> None:
     )
     file, out = tmp_path / "recipe.yaml", tmp_path / "out"
     file.write_text(dump(tiny.model_dump(mode="json")))
-    run(data, base, out, file)
+    run(data, base, out, file, encoders=texts)
     figures = parse(out.joinpath("meta.yaml").read_text(), "meta.yaml")
     assert set(figures["learned"]) <= set(PARTS)
     assert figures["classes"]["ham10000"] == "4" and figures["meta_test"]["head_and_text"]
     stored = safetensors.torch.load_file(out / "generator.safetensors")
     assert {n.split(".")[0] for n in stored} == {"generator", "fixed", "head"}
-    run(data, base, out, file)
+    assert stored["generator.sentence.weight"].shape[1] == (32 if own_texts else 384)
+    run(data, base, out, file, encoders=texts)
     again = safetensors.torch.load_file(out / "generator.safetensors")
     assert all(torch.equal(stored[n], again[n]) for n in stored)
     other = tmp_path / "other.yaml"
     other.write_text(file.read_text().replace("stated: 5", "stated: 6"))
-    with pytest.raises(StateError, match="belongs to another recipe, seed or base"):
-        run(data, base, out, other)
+    with pytest.raises(StateError, match="belongs to another recipe, seed, base or text encoder"):
+        run(data, base, out, other, encoders=texts)
+    if own_texts:
+        with pytest.raises(StateError, match="belongs to another recipe, seed, base or text encoder"):
+            run(data, base, out, file)

@@ -1,6 +1,7 @@
 """A user's checkpoint as the base network: from the file to a release that writes classifiers, and every fault in one line."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import small_skin
+
 from sgps.cli import app
-from sgps.draw import draw_patient, draw_profile
 from sgps.encoders import ImageEncoder
 from sgps.errors import ConfigError, InputError, SgpsError, StateError
 from sgps.files import sha256_file
@@ -26,22 +29,6 @@ from sgps.synthesis import synthesize
 from sgps.target import network
 
 NAME, SIZE = "tf_efficientnetv2_b0", 48
-RECIPE = """
-base_classes: [nv, mel]
-meta_test: [df]
-held_out: 0.2
-size: 32
-measure: true
-sets:
-  - {name: skin, file: skin, role: skin, frame: [40, 40], turn: true, leave_out: [df],
-     table: {file: t.csv, image: i, label: c, lesion: l, site: s}, licence: CC0-1.0, source: drawn for this test}
-  - {name: drawn, draw: {first: 5, profiles: 2, patients: 4}, role: other, frame: [40, 40], turn: true, leave_out: [],
-     licence: Apache-2.0, source: drawn}
-distil: {steps: 4, horizon: 8, batch: 8, rate: 2.0e-3, decay_share: 0.4, colour: 1.0, mixed: 0.3, hint: 1.0, mse: 1.0,
-  cross_entropy: 0.1, skin: 0.7}
-finetune:
-  - {name: a, steps: 2, batch: 6, rate: 3.0e-4, colour: 2.0, contrast: 0.0, site: 0.0, skin: 0.7, keep: [2]}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    rows = ["i,c,l,s"]
-    for place, label in enumerate(("nv", "mel", "df")):
-        (folder / "skin" / label).mkdir(parents=True)
-        profile = draw_profile(place)
-        for patient in range(12):
-            Image.fromarray(draw_patient(profile, patient, views=1, size=40)[0]).save(
-                folder / "skin" / label / f"{label}{patient}.png"
-            )
-            rows.append(f"{label}{patient},{label},{label}-{patient},back")
-    (folder / "skin" / "t.csv").write_text("\n".join(rows))
-    (folder / "recipe.yaml").write_text(RECIPE)
-    return folder
+    return small_skin.make(tmp_path_factory.mktemp("data"))
 
 
 def own(file: Path, **more: Any) -> Own:

@@ -204,9 +204,9 @@ class _Made:
         return BankClass(entry.id, entry.name, entry.domain, entry.text)
 
     def provenance(self) -> tuple[Provenance, ...]:
-        """Every image set behind the base, its statistics and the bank; and the teacher, or the user's weights."""
-        weights = self.record.get("weights")
-        trained = "coordinates" if weights else "base network, coordinates"
+        """Every image set behind the base, its statistics and the bank; and the teacher, or the user's weights and encoder."""
+        weights, encoders = self.record.get("weights"), self.record.get("encoders")
+        trained = "coordinates" if weights and not encoders else "base network, coordinates"
         out = [
             Provenance(
                 name=s["name"],
@@ -230,6 +230,18 @@ class _Made:
                 used_for="reference bank (features, no pictures)",
             )
         )
+        if encoders:
+            out.append(
+                Provenance(
+                    name=encoders["name"],
+                    licence=encoders["licence"],
+                    source=encoders["source"],
+                    images=0,
+                    classes=(),
+                    used_for="teacher of the base network",
+                    sha256=encoders["sha256"],
+                )
+            )
         if weights:
             return (
                 *out,
@@ -239,7 +251,7 @@ class _Made:
                     source=weights["source"],
                     images=0,
                     classes=(),
-                    used_for="base network, as its owner gave it",
+                    used_for="start of the base network" if encoders else "base network, as its owner gave it",
                     sha256=weights["sha256"],
                 ),
             )
@@ -251,17 +263,18 @@ class _Made:
                 source="EfficientNet-Lite0 weights, trained on ImageNet",
                 images=0,
                 classes=("ImageNet",),
-                used_for="teacher of the base network",
+                used_for="start of the base network" if encoders else "teacher of the base network",
                 sha256=teacher["sha256"],
             )
         )
         return tuple(out)
 
     def licence(self) -> str:
-        """Of the release: the strictest of the public sets, and that of a user's weights beside it."""
+        """Of the release: the strictest of the public sets, and those of a user's weights and encoder beside it."""
         public = next((p for p in sorted({s["licence"] for s in self.record["images"]}) if "NC" in p), "Apache-2.0")
-        own = self.record.get("weights")
-        return f"{public}; base network: {own['licence']}" if own else public
+        parts = (("base network", "weights"), ("its teacher", "encoders"))
+        own = [f"{what}: {self.record[key]['licence']}" for what, key in parts if key in self.record]
+        return "; ".join([public, *own])
 
 
 def _meta_provenance(meta: dict[str, Any], learned: Sequence[str]) -> tuple[Provenance, ...]:

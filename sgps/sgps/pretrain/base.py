@@ -16,6 +16,7 @@ from sgps.code import code_sha256
 from sgps.episodes import EpisodeSet
 from sgps.errors import InputError, StateError
 from sgps.files import sha256_file, write_atomic
+from sgps.open_encoders import ImageTower
 from sgps.pretrain.distil import distil
 from sgps.pretrain.features import Features, pack_features, read_features
 from sgps.pretrain.figures import measure
@@ -32,6 +33,7 @@ from sgps.pretrain.networks import (
     Arithmetic,
     Input,
     average,
+    base_network,
     load_state,
     read_teacher,
     rounded,
@@ -49,6 +51,8 @@ from sgps.pretrain.statistics import (
     public_space,
     write_statistics,
 )
+from sgps.pretrain.teach import Teacher, teach
+from sgps.pretrain.transplant import transplant
 from sgps.settings import dump
 
 BANK_SET = ImageSet(
@@ -77,13 +81,22 @@ def read_sets(data: Path, kinds: Sequence[ImageSet], work: Path, report: Report,
     return sets
 
 
-def claim(work: Path, recipe: Recipe, seed: int, sets: Mapping[str, Images], own: Weights | None = None) -> None:
-    """Tie the work folder to recipe, seed, images and a user's weights. Raises StateError when it belongs to others."""
+def claim(
+    work: Path,
+    recipe: Recipe,
+    seed: int,
+    sets: Mapping[str, Images],
+    own: Weights | None = None,
+    teacher: Teacher | None = None,
+) -> None:
+    """Tie the work folder to recipe, seed, images, a user's weights and encoder. Raises StateError when it belongs to others."""
     key = {"recipe": recipe.model_dump(mode="json", exclude={"atlas"}), "seed": seed, "teacher": TEACHER_SHA256}
     if recipe.atlas is not None:
         key["atlas"] = recipe.atlas
     if own is not None:
         key["weights"] = [own.sha256, *astuple(own.input)]
+    if teacher is not None:
+        key["encoders"] = teacher.encoders.sha256
     key["images"] = {name: images.sha256 for name, images in sets.items()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     path = work / "run.sha256"
@@ -91,28 +104,51 @@ def claim(work: Path, recipe: Recipe, seed: int, sets: Mapping[str, Images], own
         write_atomic(path, digest.encode())
     elif path.read_text() != digest:
         raise StateError(
-            "belongs to another recipe, seed or set of images" if own is None else "belongs to other weights or images",
+            "belongs to another recipe, seed or set of images"
+            if own is None and teacher is None
+            else "belongs to other weights or images",
             where=work,
             do="continue that run, or choose another --out",
         )
 
 
 def train(
-    sets: Mapping[str, Images], recipe: Recipe, work: Path, seed: int, report: Report, stop: Stop
+    sets: Mapping[str, Images],
+    recipe: Recipe,
+    work: Path,
+    seed: int,
+    report: Report,
+    stop: Stop,
+    given: Input,
+    own: Weights | None = None,
+    tower: ImageTower | None = None,
 ) -> dict[str, Tensor]:
-    """Run or continue all training stages. Returns the averaged weights, rounded as they are stored."""
+    """Run or continue all training stages. Returns the averaged weights, rounded as they are stored.
+
+    Without own weights the base starts from Lite0, without a tower Lite0 teaches it.
+    """
     pool, arithmetic = Pool(sets, recipe), Arithmetic()
     first = Stage("distil", recipe.distil.steps, (recipe.distil.steps,), work)
     if not first.done():
-        distil(first, pool, recipe, read_teacher(), seed, arithmetic, report, stop)
+        if tower is None:
+            distil(first, pool, recipe, read_teacher(), seed, arithmetic, report, stop)
+        else:
+            begun = own.state if own is not None else _transplanted(seed)
+            teach(first, pool, recipe, tower, begun, given, seed, arithmetic, report, stop)
     start = load_state(first.kept(recipe.distil.steps))
     kept = []
     for number, settings in enumerate(recipe.finetune):
         stage = Stage(settings.name, settings.steps, settings.keep, work)
         if not stage.done():
-            finetune(stage, settings, number, start, pool, recipe, seed, arithmetic, report, stop)
+            finetune(stage, settings, number, start, given, pool, recipe, seed, arithmetic, report, stop)
         kept += [load_state(stage.kept(s)) for s in settings.keep]
     return rounded(average(kept))
+
+
+def _transplanted(seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(transplant(base_network(), read_teacher()).state_dict())
 
 
 def public_features(
@@ -172,6 +208,7 @@ def manifest(
     net: Any,
     given: Input,
     own: Weights | None,
+    teacher: Teacher | None,
     figures: Any,
 ) -> dict[str, Any]:
     """What `base.yaml` says."""
@@ -194,6 +231,18 @@ def manifest(
     licences = {s.licence for s in recipe.sets}
     out: dict[str, Any] = {"network": network}
     if own is None:
+        licences.add(TEACHER_LICENCE)
+        out["teacher"] = {"package": TEACHER_PACKAGE, "licence": TEACHER_LICENCE, "sha256": TEACHER_SHA256}
+    else:
+        made_by["command"] += " --weights"
+        licences.add(own.licence)
+        out["weights"] = own.record()  # what they were trained on is the user's to know: nothing is claimed
+    if teacher is not None:
+        made_by["command"] += " --encoders"
+        licences.add(teacher.licence.strip())
+        out["encoders"] = teacher.record()
+    out["licences"] = sorted(licences)
+    if own is None or teacher is not None:
         stages = ["distil", *(f.name for f in recipe.finetune)]
         made_by |= {
             "bfloat16": Arithmetic().bfloat16,
@@ -201,15 +250,10 @@ def manifest(
             "average_of": [f"{f.name} step {s}" for f in recipe.finetune for s in f.keep],
             "recipe": recipe.model_dump(mode="json", exclude={"sets"}, exclude_none=True),
         }
-        out["licences"] = sorted(licences | {TEACHER_LICENCE})
-        out["teacher"] = {"package": TEACHER_PACKAGE, "licence": TEACHER_LICENCE, "sha256": TEACHER_SHA256}
         out["images"] = provenance(sets, recipe)
         out["meta_test"] = list(recipe.meta_test)
     else:
-        made_by["command"] += " --weights"
         made_by["recipe"] = recipe.model_dump(mode="json", exclude={"sets", "distil", "finetune"}, exclude_none=True)
-        out["licences"] = sorted(licences | {own.licence})
-        out["weights"] = own.record()  # what they were trained on is the user's to know: nothing is claimed
         out["images"] = provenance(sets, recipe, "classes")
     return {**out, "made_by": made_by, "figures": figures}
 
@@ -228,6 +272,7 @@ def run(
     report: Report | None = None,
     own: Own | None = None,
     atlas: int | None = None,
+    teacher: Teacher | None = None,
 ) -> None:
     """Make the base network from the image sets under `data`. Work in progress lies in `out`/work; `out` gets
 
@@ -236,8 +281,9 @@ def run(
     statistics.safetensors  mean, coordinates and bank samples; names, radius and within in statistics.json
     public.safetensors      eight-view features of all public images; names in public.json
 
-    recipe: a YAML file, else the shipped one; threads: of torch; own: a user's checkpoint is the base and nothing is trained; atlas:
-    at most so many lesions of each base class, all others are held out. A run that was stopped or killed continues where its last
+    recipe: a YAML file, else the shipped one; threads: of torch; own: a user's checkpoint is the base, and nothing is trained unless
+    there is a teacher; teacher: a user's encoder is distilled into the base in place of Lite0; atlas: at most so many lesions of each
+    base class, all others are held out. A run that was stopped or killed continues where its last
     checkpoint is, when it is started again with the same arguments. Raises InputError, ConfigError, SignatureError,
     StateError; KeyboardInterrupt after a clean stop.
     """
@@ -246,7 +292,7 @@ def run(
     if atlas is not None and atlas < 2:
         raise InputError("must be at least 2", where="atlas")
     plan, show = read_recipe(recipe), report or silent
-    weights = None if own is None else read_own(own)
+    weights, tower = None if own is None else read_own(own), None if teacher is None else ImageTower(teacher.encoders)
     given = Input(BASE, plan.size, HALF, HALF) if weights is None else weights.input
     plan = plan.model_copy(update={"size": given.size} | ({} if atlas is None else {"atlas": atlas}))
     torch.set_num_threads(threads)
@@ -254,18 +300,21 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     with stopping() as stop:
         sets = read_sets(data, plan.sets, work, show, stop)
-        claim(work, plan, seed, sets, weights)
-        state = train(sets, plan, work, seed, show, stop) if weights is None else weights.state
+        claim(work, plan, seed, sets, weights, teacher)
+        if weights is None or tower is not None:
+            state = train(sets, plan, work, seed, show, stop, given, weights, tower)
+        else:
+            state = weights.state
         save_state(out / "base.safetensors", state)
         digest = sha256_file(out / "base.safetensors")
         net = given.network(state)
         sets |= read_sets(data, [BANK_SET], work, show, stop)
         found = public_features(sets, plan, net, digest, work, show, stop)
-        atlas, drawn = found[plan.skin.name], found.pop(BANK_SET.name)
+        shown, drawn = found[plan.skin.name], found.pop(BANK_SET.name)
         others = [found[k.name] for k in plan.sets if k.role == "other"]
-        space = public_space(atlas, others, plan.base_classes)
+        space = public_space(shown, others, plan.base_classes)
         real = [found[k.name] for k in plan.sets if k.role == "other" and k.draw is None]
-        write_statistics(out, space, bank(atlas, real, drawn, plan.base_classes), plan.base_classes, digest)
+        write_statistics(out, space, bank(shown, real, drawn, plan.base_classes), plan.base_classes, digest)
         packed, names = pack_features(list(found.values()))
         write_atomic(out / "public.safetensors", packed)
         write_atomic(out / "public.json", json.dumps({"base_sha256": digest, "rows": names}).encode())
@@ -275,17 +324,17 @@ def run(
             figures = "not measured: the images of the frozen episodes are not there"
         elif plan.measure:
             place = {name: row for row, name in enumerate(sets[plan.skin.name].name.tolist())}
-            rows = np.array([place[name] for name in atlas.name.tolist()])
+            rows = np.array([place[name] for name in shown.name.tolist()])
             figures = measure(
                 data,
                 plan,
                 net,
                 read_teacher(),
-                atlas,
+                shown,
                 lambda chosen: sets[plan.skin.name].pixels[rows[chosen]],
                 space,
                 frozen,
                 lambda done, total: show("measure", done, total, {}),
             )
-        record = manifest(sets, plan, work, seed, threads, digest, net, given, weights, figures)
+        record = manifest(sets, plan, work, seed, threads, digest, net, given, weights, teacher, figures)
         write_atomic(out / "base.yaml", dump(record).encode())

@@ -13,7 +13,7 @@ from sgps.pretrain.loop import Stage, run_stage
 from sgps.pretrain.networks import FEATURES, Arithmetic, base_network, staged
 from sgps.pretrain.pool import Pool, step_random
 from sgps.pretrain.progress import Report, Stop
-from sgps.pretrain.recipe import Recipe
+from sgps.pretrain.recipe import Distil, Recipe
 from sgps.pretrain.transplant import transplant
 
 SCALE, DISTIL = 0, 1  # stages of the random sources
@@ -43,7 +43,7 @@ class Scale:
         self.mean, self.variance = every.mean(0), every.var(0).mean()
 
 
-def _follow(average: Any, net: Any, step: int) -> None:
+def follow(average: Any, net: Any, step: int) -> None:
     """Exponential moving average of all weights and statistics, with a short memory at first."""
     decay = min(0.998, (step + 1) / (step + 10))
     with torch.no_grad():
@@ -52,6 +52,12 @@ def _follow(average: Any, net: Any, step: int) -> None:
                 kept.lerp_(new, 1 - decay)
             else:
                 kept.copy_(new)
+
+
+def rate_of(settings: Distil, number: int) -> float:
+    """Learning rate of a step: a warm-up, then constant, then linear to zero at the horizon."""
+    left = 1 - number / settings.horizon
+    return settings.rate * min(1, (number + 1) / WARM_UP) * min(1.0, left / settings.decay_share + 1e-4)
 
 
 def distil(
@@ -83,9 +89,8 @@ def distil(
 
     def step(number: int) -> Mapping[str, float]:
         done = number / settings.horizon
-        rate = settings.rate * min(1, (number + 1) / WARM_UP) * min(1.0, (1 - done) / settings.decay_share + 1e-4)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate_of(settings, number)
         random, generator = step_random(seed, DISTIL, number)
         picks = pool.draw(settings.batch, random, settings.skin)
         batch = pool.batch(picks, recipe.size, generator, settings.colour, AREA)
@@ -114,7 +119,7 @@ def distil(
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
-        _follow(average, net, number)
+        follow(average, net, number)
         return {k: v.item() for k, v in parts.items()}
 
     modules = {"net": net, "average": average, "first_stage": first_stage, "head": head}

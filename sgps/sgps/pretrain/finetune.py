@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgps.pretrain.loop import Stage, run_stage
-from sgps.pretrain.networks import FEATURES, Arithmetic, base_network, pooled
+from sgps.pretrain.networks import Arithmetic, Input, base_network, pooled
 from sgps.pretrain.pool import Pool, step_random
 from sgps.pretrain.progress import Report, Stop
 from sgps.pretrain.recipe import Finetune, Recipe
@@ -35,6 +35,7 @@ def finetune(
     settings: Finetune,
     number: int,
     start: Mapping[str, Tensor],
+    given: Input,
     pool: Pool,
     recipe: Recipe,
     seed: int,
@@ -42,15 +43,17 @@ def finetune(
     report: Report,
     stop: Stop,
 ) -> None:
-    """Run or continue fine-tune `number` from the weights `start`; weights are kept at `settings.keep`."""
-    net = arithmetic.network(base_network(start)).train()
+    """Run or continue fine-tune `number` from the weights `start`; weights are kept at `settings.keep`. given: architecture and
+    input of the base."""
+    net = arithmetic.network(base_network(start, given.architecture)).train()
+    width = int(net.num_features)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head, site = nn.Linear(FEATURES, len(pool.classes)), nn.Linear(FEATURES, len(pool.sites))
-        projection = nn.Sequential(nn.Linear(FEATURES, 256), nn.ReLU(), nn.Linear(256, 128))
+        head, site = nn.Linear(width, len(pool.classes)), nn.Linear(width, len(pool.sites))
+        projection = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128))
     nn.init.zeros_(head.weight)
     nn.init.zeros_(site.weight)
     body = list(net.parameters())
@@ -71,7 +74,7 @@ def finetune(
             x = torch.cat([x, pool.batch(picks, recipe.size, generator, settings.colour, AREA).x])
             label, place, lesion = label.repeat(2), place.repeat(2), lesion.repeat(2)
         with arithmetic.context():
-            features = pooled(net, arithmetic.images(x))
+            features = pooled(net, arithmetic.images(given.normalised(x)))
         features, known = features.float(), place >= 0
         parts = {"cross-entropy": F.cross_entropy(head(features), label, label_smoothing=0.1)}
         loss = parts["cross-entropy"]
