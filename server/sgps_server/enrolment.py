@@ -23,6 +23,7 @@ from sgps.wire import next_port
 from sgps_server import releases
 from sgps_server.audit import Audit
 from sgps_server.config import Federation, Folder, host_of
+from sgps_server.kinds import kinds_of
 from sgps_server.pki import SITE_DAYS, Authority, server_hosts
 from sgps_server.pki import public_pem as key_pem
 from sgps_server.registry import Registry, Site, key_sha256
@@ -132,7 +133,7 @@ def approve(
         certificate=certificate.public_bytes(Encoding.PEM).decode(),
         site_yaml=SITE.format(
             site=request.site, role=role, name=settings.name, url=settings.url, releases_url=settings.releases_url, fingerprint=mark, delta=f"{settings.delta:g}",
-            epsilon=f"{settings.epsilon:g}",
+            epsilon=f"{settings.epsilon:g}", kinds=", ".join(kinds_of(settings)),
         ),
     )  # fmt: skip
     write_atomic(out, (kit.model_dump_json(indent=1) + "\n").encode())

@@ -110,6 +110,11 @@ CONDUCT: Final[Mapping[str, Conduct]] = {
 """One entry for each of `sgps.kinds.KINDS`."""
 
 
+def kinds_of(settings: Federation) -> tuple[str, ...]:
+    """Kinds of the rounds that these settings run, for the sites' own limits."""
+    return ("site_mean", "rows") if settings.centre_sites else (settings.kind,)
+
+
 def kind_before(terms: Mapping[int, Mapping[str, Any]], number: int) -> str | None:
     """Kind of the round before `number`, from the terms of all rounds."""
     return str(terms[number - 1]["kind"]) if number - 1 in terms else None

@@ -11,8 +11,9 @@ releases:                 # a second port, over gRPC: state, releases, health
   port: {releases_port}
   url: {releases_url}     # where sites find it; stands in every kit
 
-rounds: 1                 # one `rows` round for each cohort that sites hold ready
-kind: rows                # sites send noised sums of their patients, once per cohort
+rounds: 1                 # one `rows` round for each cohort that sites hold ready; two with `centre_sites`
+kind: rows                # sites send noised sums of their patients, once per cohort; or `episodes`, with a part of that name
+centre_sites: false       # true where cameras differ: before each `rows` round one for the means of the sites; epsilon pays for both
 epsilon: 3.0              # what one round costs a patient; the noise follows from it. A site's own budget may be smaller: it refuses.
 delta: 1.0e-5
 
@@ -49,7 +50,7 @@ limits:                   # the site's own: a plan beyond them is refused before
   most_steps: 1
   most_q: 1.0
   denominator: 1
-  kinds: [rows]
+  kinds: [{kinds}]
 
 # classes:                # the site's own label: catalogue id. A label that is a catalogue id needs no line.
 #   dermatofibroma: df
