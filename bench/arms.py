@@ -55,16 +55,16 @@ METHODS = {
     "logistic": Kind("logistic probe, centred", PEER, 0.004),
     "protonet": Kind("ProtoNet (easyfsl)", PEER),
     "simpleshot": Kind("SimpleShot (easyfsl)", PEER),
-    "finetune": Kind("Finetune (easyfsl)", PEER, 0.045, 4),
-    "matchingnet": Kind("MatchingNet (easyfsl), trained", PEER, 0.012, 30),
+    "finetune": Kind("Finetune (easyfsl)", PEER, 0.045, 4, True),
+    "matchingnet": Kind("MatchingNet (easyfsl), trained", PEER, 0.012, 15, True),
     "relationnet": Kind("RelationNet (easyfsl), trained", PEER, 0.003, 5),
     "feat": Kind("FEAT (easyfsl), trained", PEER, 0.003, 6),
     "text-only": Kind("text only, ridge map from sentence embeddings, centred", PEER),
     "tip-adapter": Kind("Tip-Adapter on the same ridge map, centred", PEER),
-    "fit": Kind("FiT-like: BatchNorm fine-tuned on the support, centred", PEER, 1.4, 0, True),
+    "fit": Kind("FiT-like: BatchNorm fine-tuned on the support, centred", PEER, 2.5, 0, True),
     "bd-cspn": Kind("BD-CSPN (easyfsl)", SEEING),
     "laplacian-shot": Kind("LaplacianShot (easyfsl)", SEEING),
-    "tim": Kind("TIM (easyfsl)", SEEING, 0.025, 2),
+    "tim": Kind("TIM (easyfsl)", SEEING, 0.025, 2, True),
     "pt-map": Kind("PT-MAP (easyfsl)", SEEING, 0.28, 12, True),
     "transductive-finetuning": Kind("transductive fine-tuning (easyfsl)", SEEING, 0.011, 1),
 }
@@ -161,18 +161,19 @@ class Arms:
         return names, images[:, : episodes.shots].tolist(), images[:, episodes.shots :].ravel().tolist()
 
     def _head(self, name: str, centred: bool, lite0: bool) -> Method | str:
-        features, asked, centre, public, learning = self._lite0 if lite0 else self._base
+        features, asked, centre, public = self._lite0 if lite0 else self._base
         shift = centre if centred else np.zeros_like(centre)
         features, asked = features - shift, asked - shift
-        samples = Public(public.features - shift, public.label)
+        choosing = Public(public.features - shift, public.label)
 
         def prepared(ways: int, shots: int) -> tuple[Head, float] | None:
             if name in trained.NAMES:
-                return trained.learned(name, Public(learning.features - shift, learning.label), ways, shots, centred)
+                samples = Public(self._learning.features - shift, self._learning.label)
+                return trained.learned(name, samples, ways, shots, centred)
             heads = closed.HEADS[name] if name in closed.HEADS else easy.heads(name, centred)
-            return tuned(heads, samples, ways, shots)
+            return tuned(heads, choosing, ways, shots)
 
-        if name in trained.NAMES and not learning.tasks(2, 1, 1):
+        if name in trained.NAMES and not self._learning.tasks(2, 1, 1):
             return "there are no public tasks to learn from"
 
         def method(episodes: Episodes, place: int) -> tuple[Array, float]:
@@ -190,18 +191,21 @@ class Arms:
         return method
 
     @cached_property
-    def _base(self) -> tuple[Array, Array, Array, Public, Public]:
-        """Features, those of queries, centre, samples to choose by, samples to learn from."""
+    def _base(self) -> tuple[Array, Array, Array, Public]:
+        """Features, those of queries, centre, samples to choose by."""
         bank, near = self.ours().synthesizer.bank, self._near
-        choosing = Public(bank.features[near], bank.label[near])
-        rows = self._public_rows
+        return self.base, self.base_asked, self.ours().synthesizer.centre, Public(bank.features[near], bank.label[near])
+
+    @cached_property
+    def _learning(self) -> Public:
+        """Samples to learn from: the whole bank and lesions of the data's other classes."""
+        bank, rows = self.ours().synthesizer.bank, self._public_rows
         more = base_features(self.release, self.pictures, rows, self.out) if len(rows) else bank.features[:0]
         names = np.array([c.id for c in bank.classes])[bank.label]
-        learning = Public(
+        return Public(
             np.concatenate([bank.features, more]),
             np.concatenate([names, np.char.add("data ", self.pictures.label[rows])]),
         )
-        return self.base, self.base_asked, self.ours().synthesizer.centre, choosing, learning
 
     @cached_property
     def _near(self) -> Array:
@@ -217,7 +221,7 @@ class Arms:
         return self.pictures.others(self.test, trained=True, unknown=True)
 
     @cached_property
-    def _lite0(self) -> tuple[Array, Array, Array, Public, Public]:
+    def _lite0(self) -> tuple[Array, Array, Array, Public]:
         rows = self._public_rows
         kind = self.pictures.label[rows]
         found = lite0_features(self.pictures, np.concatenate([self.rows, rows]), self.out)
@@ -226,8 +230,7 @@ class Arms:
         if len(np.unique(kind)) < 2:
             public, kind = _drawn()
         centre = np.mean([public[kind == c].mean(0) for c in np.unique(kind)], 0)
-        samples = Public(public, kind)
-        return features, asked, centre, samples, samples
+        return features, asked, centre, Public(public, kind)
 
     def _film(self) -> Method:
         centre, shown = self.ours().synthesizer.centre, self.queries or self.pictures
@@ -245,7 +248,7 @@ class Arms:
 
     def _told(self, name: str) -> Method:
         ours, ready = self.ours(), dict[str, tuple[Told, float]]()
-        s, (features, asked, centre, public, _) = ours.synthesizer, self._base
+        s, (features, asked, centre, public) = ours.synthesizer, self._base
         texts = TextMap(unit(s.bank.embedding), unit(s.bank.means - centre))
         samples = Public(public.features - centre, public.label)
         said = {c: s.text.embed([ours.text(c)])[0] for c in self.test}

@@ -11,6 +11,7 @@ from sgps.episodes import Interval, interval
 
 Array = NDArray[Any]
 OURS, NO_TEXT, NO_RIVALS, NO_LENGTH = "ours", "ours-no-text", "ours-no-rivals", "ours-no-length"
+LITE0 = "lite0"
 METHODS = {
     OURS: "ours: synthesis with the shipped settings",
     NO_TEXT: "ours, without text",
@@ -18,10 +19,13 @@ METHODS = {
     NO_LENGTH: "ours, divided by the length of the query's feature",
     "cosine": "cosine",
     "centred": "centred cosine",
+    LITE0: "frozen Lite0, centred cosine",
     "plda": "PLDA, scatter of the reference bank",
     "logistic": "logistic probe, reference bank as negatives",
 }
 RATES = (0.05, 0.10)  # of false alarms
+LEVELS = (0.02, 0.05, 0.1, 0.2)  # of the conformal rule
+COVERAGES = (1.0, 0.8, 0.6, 0.4, 0.2)  # share of the lesions that are answered, the surest first
 MEASURES = ("auroc other", "auroc all", *(f"sensitivity {r:g} {w}" for w in ("other", "all") for r in RATES))
 
 
@@ -57,8 +61,14 @@ def _mean_decisions(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     by = {k: {c: float(np.mean([f[k][c] for f in found])) for c in found[0][k]} for k in ("accepted", "none")}
     news = [[f["none"][c] for c in f["none"] if c not in f["outputs"]] for f in found]
     known = [[f["none"][c] for c in f["outputs"]] for f in found]
+    levels = {
+        a: {c: float(np.mean([f["levels"][a][c] for f in found])) for c in kinds}
+        for a, kinds in found[0]["levels"].items()
+    }
     return {
         **by,
+        "levels": levels,
+        "coverage": {c: float(np.mean([f["coverage"][c] for f in found])) for c in found[0]["coverage"]},
         "none of new": float(np.mean([np.mean(n) for n in news])) if all(news) else None,
         "none of known": float(np.mean([np.mean(n) for n in known])),
         "answered": float(np.mean([f["answered"] for f in found])),
@@ -137,6 +147,7 @@ def _decided(r: Mapping[str, Any]) -> list[str]:
     for key, title in (("accepted", accepted), ("none", none)):
         rows = [[one, *(f"{100 * found[key][c]:.1f}" for c in kinds)] for one, found in d.items()]
         lines += ["", title, "", table(["disease", *kinds], rows)]
+    lines += _levels(d) + _coverage(d)
     columns = ("none of new", "none of known", "answered", "right of answered")
     rows = [[one, *("-" if f[k] is None else f"{100 * f[k]:.1f}" for k in columns)] for one, f in d.items()]
     title = (
@@ -144,6 +155,33 @@ def _decided(r: Mapping[str, Any]) -> list[str]:
         "that is answered, and of these answers the share that is right, in percent."
     )
     return [*lines, "", title, "", table(["disease", *columns], rows)]
+
+
+def _levels(d: Mapping[str, Any]) -> list[str]:
+    """False alarms and sensitivity at several levels of the conformal rule."""
+    title = "Ours at other levels of the conformal rule: false alarms (mean over the other classes, worst class) / sensitivity, in percent."
+    rows = []
+    for one, found in d.items():
+        cells = []
+        for by in found["levels"].values():
+            false = {c: v for c, v in by.items() if c != one}
+            worst = max(false, key=lambda c, false=false: false[c])
+            cells.append(
+                f"{100 * float(np.mean(list(false.values()))):.1f} ({worst} {100 * false[worst]:.1f}) / {100 * by[one]:.1f}"
+            )
+        rows.append([one, *cells])
+    head = [f"{100 * float(a):g} %" for a in next(iter(d.values()))["levels"]]
+    return ["", title, "", table(["disease", *head], rows)]
+
+
+def _coverage(d: Mapping[str, Any]) -> list[str]:
+    """Share of right outputs among the answers when the least sure are left unanswered."""
+    title = (
+        "Ours: share of right outputs, in percent, when only the surest share of the lesions whose class is an output is answered (sure: "
+        "largest logit ahead of the second)."
+    )
+    rows = [[one, *(f"{100 * v:.1f}" for v in found["coverage"].values())] for one, found in d.items()]
+    return ["", title, "", table(["disease", *(f"{100 * c:g} %" for c in COVERAGES)], rows)]
 
 
 def _remembered(r: Mapping[str, Any]) -> list[str]:

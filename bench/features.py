@@ -21,7 +21,7 @@ from sgps.release import Release
 
 Array = NDArray[Any]
 LITE0_SIZE = 128  # pixels, the best of 96, 128 and 224 for frozen Lite0
-_SAVE, _BATCH = 256, 32  # pictures
+_SAVE, _BATCH = 256, 8  # pictures; larger batches of views only move memory
 
 
 def base_features(release: Release, pictures: Pictures, rows: Array, out: Path, broken: bool = False) -> Array:

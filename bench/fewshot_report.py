@@ -95,14 +95,18 @@ def _shifts(r: Found) -> list[str]:
     if not r["shifts"]:
         return []
     names, lines = list(r["shifts"]), ["", "## Shifts", ""]
-    lines.append("Accuracy in percent when the queries are shifted and the support is not; mean: over the shifts.")
     first = r["shifts"][names[0]]["methods"]
+    count = len(next(iter(first[OURS].values()))["episodes"])
+    lines.append(
+        f"Accuracy in percent on the first {count} episodes when the queries are shifted and the support is not; mean: over the shifts."
+    )
     for kind in first.get(OURS, {}):
         rows = []
         for m in first:
             if not all(m in r["shifts"][s]["methods"] for s in names):
                 continue
-            plain = r["methods"][m][kind]["accuracy"]["mean"]
+            n = len(first[m][kind]["episodes"])
+            plain = float(np.mean(r["methods"][m][kind]["episodes"][:n]))
             each = [r["shifts"][s]["methods"][m][kind]["accuracy"]["mean"] for s in names]
             won = [r["shifts"][s]["ours minus"].get(f"{m} {kind}", {}).get("ours") for s in names]
             verdict = (

@@ -20,8 +20,21 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from bench.exemplar_report import METHODS, NO_LENGTH, NO_RIVALS, NO_TEXT, OURS, RATES, memory_summary, report, summary
-from bench.features import base_features
+from bench.exemplar_report import (
+    COVERAGES,
+    LEVELS,
+    LITE0,
+    METHODS,
+    NO_LENGTH,
+    NO_RIVALS,
+    NO_TEXT,
+    OURS,
+    RATES,
+    memory_summary,
+    report,
+    summary,
+)
+from bench.features import base_features, lite0_features
 from bench.pictures import Pictures, read_pictures
 from bench.shipped import Ours, without
 from sgps.bank import Bank
@@ -147,8 +160,13 @@ def peers(ours: Ours, others: Sequence[int]) -> dict[str, Score]:
     }
 
 
-def alone(ours: Ours, plain: Ours | None, world: World, count: int, level: float, seed: int) -> dict[str, Any]:
-    """The exemplar alone: every measure of every exemplar, and the decisions of ours. plain: ours without text."""
+def alone(
+    ours: Ours, plain: Ours | None, world: World, lite0: Mapping[int, Array], count: int, level: float, seed: int
+) -> dict[str, Any]:
+    """The exemplar alone: every measure of every exemplar, and the decisions of ours.
+
+    plain: ours without text. lite0: centred features under frozen Lite0 by row, none where it is not installed.
+    """
     label, out = world.pictures.label, dict[str, Any]()
     for place, disease in enumerate(world.test):
         values: dict[str, dict[str, list[float]]] = {m: {} for m in METHODS}
@@ -163,6 +181,8 @@ def alone(ours: Ours, plain: Ours | None, world: World, count: int, level: float
             queries, kind = world.stack(rows), label[rows]
             scores = {OURS: score(logits, 1)[:, 0], **{m: r(world.features[e], queries) for m, r in rate.items()}}
             scores[NO_RIVALS] = logits[:, 0]
+            if lite0:
+                scores[LITE0] = unit(np.stack([lite0[int(r)] for r in rows])) @ unit(lite0[e])
             if made.body is None:
                 length = np.linalg.norm(queries - ours.synthesizer.centre, axis=1, keepdims=True)
                 scores[NO_LENGTH] = score(logits / length, 1)[:, 0]
@@ -177,15 +197,40 @@ def alone(ours: Ours, plain: Ours | None, world: World, count: int, level: float
     return out
 
 
+def _lite0(world: World, out: Path) -> dict[int, Array]:
+    """Features under frozen Lite0 less the mean of the data's other classes. Nothing where Lite0 is not installed or there are none."""
+    rows, public = np.array(list(world.features)), world.pictures.others(world.test, trained=True, unknown=True)
+    kind = world.pictures.label[public]
+    if not len(public):
+        return {}
+    try:
+        found = lite0_features(world.pictures, np.concatenate([rows, public]), out)
+    except InputError as error:
+        print(error, flush=True)
+        return {}
+    centre = np.mean([found[len(rows) :][kind == c].mean(0) for c in np.unique(kind)], 0)
+    return dict(zip(rows.tolist(), found[: len(rows)] - centre, strict=True))
+
+
 def _decisions(ours: Ours, made: Any, logits: Array, kind: Array, disease: str, level: float) -> dict[str, Any]:
     """What the classifier would say, threshold and all, of each true class."""
     s = ours.synthesizer
-    d = calibrate(s.judged(made), level)[0].decide(logits)
+    calibration = calibrate(s.judged(made), level)[0]
+    d, least = calibration.decide(logits), calibration.least
     outputs = [disease, *(s.bank.classes[i].id for i in made.beside)]
     right = np.array([outputs[o] for o in d.output]) == kind
     answered = ~d.none
     known = np.isin(kind, outputs)
+    first, second = np.sort(logits[known], 1)[:, ::-1][:, :2].T
+    surest = right[known][np.argsort(second - first)]
     return {
+        "levels": {
+            f"{a:g}": {
+                str(c): float(((d.p <= a) & (logits.max(1) >= least))[kind == c].mean()) for c in np.unique(kind)
+            }
+            for a in LEVELS
+        },
+        "coverage": {f"{c:g}": float(surest[: max(1, round(c * len(surest)))].mean()) for c in COVERAGES},
         "accepted": {str(c): float(d.accepted[kind == c].mean()) for c in np.unique(kind)},
         "none": {str(c): float(d.none[kind == c].mean()) for c in np.unique(kind)},
         "outputs": sorted(set(outputs) & set(kind.tolist())),
@@ -294,13 +339,13 @@ def run(
     if min(exemplars, splits, draws) < 2:
         raise InputError("must be at least 2", where="--exemplars, --splits, --draws")
     start = time.perf_counter()
-    release, pictures = release or shipped_release(), read_pictures(data)
+    release, pictures = release or shipped_release(), read_pictures(data, test)
     out.mkdir(parents=True, exist_ok=True)
     world = World.of(release, pictures, test, out, seed)
     ours = Ours(release, pictures, world.features)
     told = "text" in release.manifest.architecture.learned
     plain = Ours(without(release, "text"), pictures, world.features) if told else None
-    values = alone(ours, plain, world, exemplars, level, seed)
+    values = alone(ours, plain, world, _lite0(world, out), exemplars, level, seed)
     cells = elsewhere(ours, world, exemplars, splits, draws, seed)
     kinds, counts = np.unique(pictures.label[world.queries], return_counts=True)
     results = {

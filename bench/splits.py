@@ -15,8 +15,7 @@ from bench.pictures import Pictures
 from sgps.episodes import Interval, interval, sample_episodes, unit
 from sgps.errors import InputError
 
-TESTED, EPISODES, MOST = 3, 200, 250
-QUERIES = 15
+TESTED, EPISODES, QUERIES = 3, 100, 15
 
 
 def mean_prototype(support: Array, queries: Array) -> Array:
@@ -38,17 +37,21 @@ ARMS: dict[str, tuple[str, tuple[Head, ...], bool]] = {
 }
 
 
-def splits(pictures: Pictures, out: Path, ways: Sequence[int], shots: Sequence[int], seed: int) -> dict[str, Any]:
-    """Accuracy of every head on every split; ours minus it over the splits. Empty, with the reason, where there are too few classes."""
-    largest = max(shots)
-    count = {str(c): len(np.unique(pictures.lesion[pictures.label == c])) for c in np.unique(pictures.label)}
-    names = sorted(c for c, n in count.items() if n >= largest + 5)
+def splits(
+    pictures: Pictures, rows: Array, out: Path, ways: Sequence[int], shots: Sequence[int], seed: int
+) -> dict[str, Any]:
+    """Accuracy of every head on every split of the classes of these rows; ours minus it over the splits.
+
+    Nothing but the reason where there are too few classes or Lite0 is not installed.
+    """
+    rows = pictures.one_each(rows, np.random.default_rng([seed, 5]))
+    count = {str(c): int((pictures.label[rows] == c).sum()) for c in np.unique(pictures.label[rows])}
+    names = sorted(c for c, n in count.items() if n >= max(shots) + 5)
     if len(names) < TESTED + 2 or max(ways) > TESTED:
         return {
             "reason": f"{len(names)} classes are large enough, and {TESTED + 2} are needed for at most {TESTED} ways"
         }
-    random = np.random.default_rng([seed, 5])
-    rows = np.concatenate([_few(pictures, c, random) for c in names])
+    rows = rows[np.isin(pictures.label[rows], names)]
     try:
         features = lite0_features(pictures, rows, out)
     except InputError as error:
@@ -79,12 +82,6 @@ def splits(pictures: Pictures, out: Path, ways: Sequence[int], shots: Sequence[i
         "arms": {a: {k: _over_splits(np.array(v)) for k, v in by.items()} for a, by in found.items()},
         "ours minus": _differences(found),
     }
-
-
-def _few(pictures: Pictures, label: str, random: np.random.Generator) -> Array:
-    """One picture a lesion, at most 250."""
-    own = pictures.one_each(np.flatnonzero(pictures.label == label), random)
-    return np.sort(random.permutation(own)[:MOST])
 
 
 def _over_splits(right: Array) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench.peers.public import Array, Head, Public, best
 from sgps.episodes import unit
 
-DIRECTIONS, TRAINING_TASKS, RATES = 256, 400, (1e-4, 1e-3)
+DIRECTIONS, TRAINING_TASKS, RATES = 256, 200, (1e-4, 1e-3)
 NAMES = ("matchingnet", "relationnet", "feat")
 
 

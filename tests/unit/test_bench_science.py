@@ -171,11 +171,19 @@ def test_fewshot_makes_the_best_of_odd_data(drawn, small_release, tmp_path):
             (image.convert("L") if place == 0 else image).save(folder / f"{place}.png")
     (tmp_path / "in" / "deep" / "spot" / "9.jpg").write_bytes(b"no picture")
     (tmp_path / "in" / "deep" / "spot" / "._0.png").write_bytes(b"of another system")
+    (tmp_path / "in" / "deep" / "wart" / "copy.png").write_bytes(
+        (tmp_path / "in" / "deep" / "wart" / "3.png").read_bytes()
+    )
     plan = fewshot.Plan([2, 3], [1, 5], 4, 2, methods=["prototype", "knn"])
     r = fewshot.run(tmp_path / "in", tmp_path / "out", (), plan, small_release())
     assert list(r["methods"]["ours"]) == ["2w1s"] and r["episodes"]["queries"] == {"2w1s": 6}
     notes = " ".join(r["notes"])
-    assert "1 pictures cannot be read" in notes and "without rare" in notes and "no 3-way 1-shot" in notes
+    assert (
+        "1 pictures cannot be read" in notes
+        and "1 pictures are copies" in notes
+        and "without rare" in notes
+        and "no 3-way 1-shot" in notes
+    )
     assert "no 2-way 5-shot" in notes and "6 queries" in notes
     with pytest.raises(InputError, match="too few lesions"):
         fewshot.run(tmp_path / "in", tmp_path / "out", (), fewshot.Plan([2], [9], 4), small_release())
@@ -236,11 +244,17 @@ def test_one_exemplar(data, small_release, tmp_path):
     r = one_exemplar.run(
         data, tmp_path, list(DISEASES), exemplars=2, splits=2, draws=2, level=0.2, release=small_release()
     )
-    assert set(r["methods"]) == set(one_exemplar.METHODS) - {one_exemplar.NO_TEXT}
+    assert set(r["methods"]) == set(one_exemplar.METHODS) - {
+        one_exemplar.NO_TEXT
+    }  # one other class gives Lite0 its centre
     assert r["exemplars"] == {d: 2 for d in DISEASES}
     assert r["queries"] == {"akiec": 8, "df": 8, "vasc": 8, "wart": 6}
     for d in DISEASES:
-        assert set(r["decisions"][d]["accepted"]) == set(r["queries"]) and r["decisions"][d]["none of known"] <= 1
+        found = r["decisions"][d]
+        assert set(found["accepted"]) == set(r["queries"]) and found["none of known"] <= 1
+        assert found["levels"]["0.2"] == found["accepted"]  # the level of this run
+        assert all(found["levels"]["0.05"][c] <= found["levels"]["0.2"][c] for c in r["queries"])
+        assert all(0 <= share <= 1 for share in found["coverage"].values())
     arms = r["memory arms"]
     assert [arms[a]["runs"] for a in ("no row", "no noise", "epsilon 8", "epsilon 3", "epsilon 1")] == [2, 2, 4, 4, 4]
     assert arms["no row"]["auroc other"]["kept"] == 0 and arms["no noise"]["auroc other"]["kept"] in (0, 1)
