@@ -215,15 +215,17 @@ def test_a_revoked_site_is_locked_out_at_once_even_on_an_open_connection(f: fed.
     f.enrol("eve")
     eve = fake_site.Identity(f.work / "eve")
     with eve.client() as client:
-        request = ActivateNodeRequest(public_key=public_key_to_bytes(eve.key.public_key()), heartbeat_interval=10)
 
-        def activate() -> int:
-            body = request.SerializeToString()
-            return client.post("/v1/fleet/activate-node", content=body, headers=headers(eve.key)).status_code
+        def call() -> int:
+            return client.post("/v1/fleet/pull-messages", content=b"", headers=headers(eve.key)).status_code
 
-        assert activate() == 200  # enrolled while the coordinator runs
+        assert call() == 401  # enrolled while the coordinator runs: Flower answers, which does not know the node yet
+        assert eve.ask("Status").federation == "derm"
         fed.server("sites", "revoke", "eve", "--config", f.folder.config)
-        assert activate() == 403
+        assert call() == 403
+        with pytest.raises(grpc.RpcError) as raised:
+            eve.ask("Status")
+        assert raised.value.code() == grpc.StatusCode.PERMISSION_DENIED
     assert "eve" not in json.loads(fed.server("status", "--json", "--config", f.folder.config).stdout)["sites"]
 
 
