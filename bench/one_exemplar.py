@@ -10,14 +10,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from bench.exemplar_report import (
@@ -35,9 +34,9 @@ from bench.exemplar_report import (
     summary,
 )
 from bench.features import base_features, lite0_features
+from bench.peers.against import Score, logistic, plda
 from bench.pictures import Pictures, read_pictures
 from bench.shipped import Ours, without
-from sgps.bank import Bank
 from sgps.calibration import score
 from sgps.episodes import auroc, unit
 from sgps.errors import InputError, SgpsError
@@ -50,10 +49,8 @@ from sgps.synthesis import FALSE_ALARMS
 from sgps_privacy.accountant import calibrate as noise_multiplier
 
 Array = NDArray[Any]
-Score = Callable[[Array, Array], Array]  # exemplar [f], queries [n, f] -> scores [n]
 SITES, SPREAD, DELTA = 6, 0.5, 1e-5  # Dirichlet over the sites, of each disease
 EPSILONS = (None, 8.0, 3.0, 1.0)
-SHRINK = 0.9  # of PLDA's within-class scatter
 
 
 def ranked(scores: Array, label: Array, disease: str, test: Sequence[str]) -> dict[str, float]:
@@ -76,39 +73,6 @@ def ranked(scores: Array, label: Array, disease: str, test: Sequence[str]) -> di
                 limit = values[order[first]] if first < len(order) else -np.inf
                 out[f"sensitivity {rate:g} {name}"] = float((own > limit).mean())
     return out
-
-
-def plda(bank: Bank, centre: Array) -> Score:
-    """Log-likelihood ratio of "same class" of two vectors (Ioffe 2006): flat scatter between classes, shrunk scatter within."""
-    x = bank.features - centre
-    means = np.stack([x[bank.label == i].mean(0) for i in range(len(bank.classes))])
-    f, inside = x.shape[1], x - means[bank.label]
-    within = inside.T @ inside / len(x)
-    flat = np.trace(within) / f
-    values, axes = np.linalg.eigh((1 - SHRINK) * within + SHRINK * flat * np.eye(f))
-    between = float(means.var(0).sum() / f)
-    total = between + values
-    joint = total - between**2 / total  # variance of one coordinate, given the other vector's
-
-    def rate(exemplar: Array, queries: Array) -> Array:
-        e, q = (exemplar - centre) @ axes, (queries - centre) @ axes
-        given = e * (between / total)
-        return np.asarray(0.5 * (q**2 / total - (q - given) ** 2 / joint).sum(1))
-
-    return rate
-
-
-def logistic(bank: Bank, centre: Array, others: Sequence[int]) -> Score:
-    """One positive against the bank's samples of the same kind of picture, classes balanced, C = 1, on centred unit vectors."""
-    negatives = unit(bank.features[np.isin(bank.label, list(others))] - centre)
-    truth = np.arange(len(negatives) + 1) == 0
-
-    def rate(exemplar: Array, queries: Array) -> Array:
-        made = LogisticRegression(class_weight="balanced", max_iter=300)
-        made.fit(np.vstack([unit(exemplar - centre), negatives]), truth)
-        return np.asarray(made.decision_function(unit(queries - centre)))
-
-    return rate
 
 
 @dataclass(frozen=True)

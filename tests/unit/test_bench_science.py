@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a pack
 
 from bench import fewshot, one_exemplar
 from bench.figures import brier, compared, ece, holm
-from bench.peers import trained
+from bench.peers import against, trained
 from bench.peers.closed import HEADS
 from bench.peers.public import Public, tuned
 from bench.pictures import read_pictures
@@ -309,14 +309,14 @@ def test_plda_is_the_likelihood_ratio():
     bank, centre = SimpleNamespace(features=x, label=label, classes=range(6)), x.mean(0)
     means = np.stack([x[label == i].mean(0) for i in range(6)])
     within = np.cov((x - means[label]).T, bias=True)
-    within = (1 - one_exemplar.SHRINK) * within + one_exemplar.SHRINK * np.trace(within) / 4 * np.eye(4)
+    within = (1 - against.SHRINK) * within + against.SHRINK * np.trace(within) / 4 * np.eye(4)
     between = means.var(0).mean() * np.eye(4)
     one = multivariate_normal(np.zeros(4), between + within)
     two = multivariate_normal(np.zeros(8), np.block([[between + within, between], [between, between + within]]))
     e, q = x[0], x[1:40]
     pairs = np.hstack([np.tile(e - centre, (len(q), 1)), q - centre])
     expected = two.logpdf(pairs) - one.logpdf(e - centre) - one.logpdf(q - centre)
-    off = one_exemplar.plda(bank, centre)(e, q) - expected
+    off = against.plda(bank, centre)(e, q) - expected
     assert np.allclose(off, off[0])
 
 
