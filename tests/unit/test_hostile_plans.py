@@ -20,8 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
 from site_bench import Bench
 
+from sgps.kinds import KINDS
 from sgps.memory import COUNTS, ROWS
 from sgps.plan import _SHAPES, Plan, SignedPlan, arrays_sha256
+from sgps.site_mean import COUNT, SUM
 from sgps_client import log, records, rules
 from sgps_client import round as rounds
 from sgps_client.config import SiteLimits
@@ -113,16 +115,15 @@ LIMITS: dict[str, Case] = {
     "most_q": ({"q": ABOVE}, "plan_q"),
     "denominator": ({"denominator": 2}, "plan_denominator"),
     "kinds": ({"kind": "site_mean"}, "plan_kind"),
-    "site_mean": ({"kind": "site_mean", "sigma": 1.0}, "plan_kind"),
+    "site_mean": ({"kind": "site_mean", "sigma": 1.0}, "plan_kind"),  # their own limits: KIND_LIMITS
     "episodes": ({"kind": "episodes", "sigma": 1.0}, "plan_kind"),
 }
 
 
-def cases(table: dict[str, list[Case]], model: Iterable[str]) -> list[Any]:
+def cases(table: dict[str, list[Case]]) -> list[Any]:
     return [
         pytest.param(field, value, code, id=f"{field}-{i}")
         for field, found in table.items()
-        if field in model
         for i, (value, code) in enumerate(found)
     ]
 
@@ -184,21 +185,22 @@ def changed(bench: Bench, field: str, value: Any) -> dict[str, Any]:
 
 
 def test_every_field_of_a_plan_of_its_terms_and_of_the_limits_has_a_line_here() -> None:
-    assert set(Plan.model_fields) <= set(PLAN)
-    assert set(TERM_FIELDS) <= set(TERMS)
-    assert set(SiteLimits.model_fields) <= set(LIMITS)
-    assert set(_SHAPES) <= set(AGAIN) and set(Plan.model_fields) - set(_SHAPES) <= set(FREE)
+    assert set(PLAN) == set(Plan.model_fields)
+    assert set(TERMS) == set(TERM_FIELDS)
+    assert set(LIMITS) == set(SiteLimits.model_fields)
+    assert set(AGAIN) == set(_SHAPES) and set(FREE) == set(Plan.model_fields) - set(_SHAPES)
+    assert set(KIND_LIMITS) | {"rows"} == set(KINDS)
     assert all(PLAN.values()) and all(TERMS.values())
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize(("field", "value", "code"), cases(PLAN, Plan.model_fields))
+@pytest.mark.parametrize(("field", "value", "code"), cases(PLAN))
 def test_a_field_that_the_coordinator_itself_wrote_wrong(site: Bench, field: str, value: Any, code: str) -> None:
     refused(site, signed(site, changed(site, field, value)), code)
 
 
 @pytest.mark.usefixtures("untouched")
-@pytest.mark.parametrize(("field", "value", "code"), cases(TERMS, TERM_FIELDS))
+@pytest.mark.parametrize(("field", "value", "code"), cases(TERMS))
 def test_terms_that_the_coordinator_itself_wrote_wrong(site: Bench, field: str, value: Any, code: str) -> None:
     plan = mapping(site)
     refused(site, signed(site, {**plan, "terms": {**plan["terms"], field: value}}), code)
@@ -210,6 +212,74 @@ def test_a_limit_exceeded_by_one_step(site: Bench, limit: str) -> None:
     change, code = LIMITS[limit]
     plan = mapping(site)
     refused(site, signed(site, {**plan, "terms": {**plan["terms"], **change}}), code)
+
+
+# kind -> limit of site.yaml -> the smallest step beyond it, in a plan of that kind that is within all others
+KIND_LIMITS: dict[str, dict[str, Case]] = {
+    "site_mean": {
+        "least_sigma": ({"sigma": math.nextafter(1.2, 0)}, "plan_sigma"),
+        "most_clip": ({"clips": [ABOVE]}, "plan_clip"),
+        "most_steps": ({"steps": 2}, "plan_steps"),
+        "most_q": ({"q": BELOW}, "plan_q"),
+        "denominator": ({"denominator": 2}, "plan_denominator"),
+    },
+    "episodes": {
+        "least_sigma": ({"sigma": math.nextafter(2.0, 0)}, "plan_sigma"),
+        "most_clip": ({"clips": [ABOVE]}, "plan_clip"),
+        "most_steps": ({"steps": 21}, "plan_steps"),
+        "most_q": ({"q": math.nextafter(0.5, 1)}, "plan_q"),
+        "denominator": ({"denominator": 65}, "plan_denominator"),
+        "most_numbers": ({"groups": [["generator.core", "generator.gate"]]}, "plan_numbers"),
+        "parameters": ({"groups": [["generator.text"]]}, "plan_names"),
+    },
+}
+WITHIN: dict[str, dict[str, Any]] = {
+    "site_mean": {"sigma": 1.2, "groups": [[SUM, COUNT]]},
+    "episodes": {"sigma": 2.0, "steps": 20, "q": 0.5, "denominator": 64, "groups": [["generator.core"]]},
+}
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A site that takes part in every kind, at the defaults but for what shall be exceeded."""
+    training = {"most_q": 0.5, "most_numbers": 40, "parameters": ["generator.core", "generator.gate"]}
+    return site_bench.make(
+        tmp_path_factory.mktemp("kinds") / "north",
+        limits={"kinds": ["rows", "site_mean", "episodes"], "episodes": training},
+    )
+
+
+def asked(bench: Bench, kind: str, **change: Any) -> Plan:
+    terms = {**bench.terms(kind=kind), **WITHIN[kind], **change}
+    return bench.plan(kind=kind, terms=terms, quorum=10_000)
+
+
+def shapes_of(_: Any, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Parameters of a generator that this release does not have."""
+    known: dict[str, tuple[int, ...]] = {"generator.core": (4, 10), "generator.gate": (1,), "generator.text": (5,)}
+    return {name: known[name] for name in names}
+
+
+@pytest.mark.parametrize(("kind", "limit"), [(k, limit) for k, found in KIND_LIMITS.items() for limit in found])
+def test_a_limit_of_another_kind_exceeded_by_one_step(
+    every_kind: Bench, monkeypatch: pytest.MonkeyPatch, kind: str, limit: str
+) -> None:
+    assert set(type(every_kind.site.config.limits.of(kind)).model_fields) <= set(KIND_LIMITS[kind])  # type: ignore[arg-type]
+    monkeypatch.setattr(rounds, "_wait", lambda _: None)
+    monkeypatch.setattr(rounds, "prepared", lambda *_: pytest.fail("a record was read"))
+    monkeypatch.setitem(KINDS, "episodes", dataclasses.replace(KINDS["episodes"], shapes=shapes_of))  # type: ignore[arg-type]
+    # within every limit it comes as far as the arrays, which are those of `rows`
+    refused(every_kind, asked(every_kind, kind).sign(every_kind.key), "plan_start")
+    change, code = KIND_LIMITS[kind][limit]
+    refused(every_kind, asked(every_kind, kind, **change).sign(every_kind.key), code)
+    assert not ledger_kinds(every_kind)
+
+
+def test_a_round_that_would_harm_is_refused(every_kind: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "_wait", lambda _: None)
+    monkeypatch.setitem(KINDS, "episodes", dataclasses.replace(KINDS["episodes"], shapes=shapes_of))  # type: ignore[arg-type]
+    weak = asked(every_kind, "episodes", sigma=1e4)
+    refused(every_kind, weak.sign(every_kind.key), "plan_signal")
 
 
 @pytest.mark.usefixtures("untouched")
