@@ -33,7 +33,7 @@ from sgps.pretrain.loop import Stage
 from sgps.pretrain.networks import HALF, Arithmetic, Input, base_network, load_state, pooled
 from sgps.pretrain.own import Own
 from sgps.pretrain.pool import Pool
-from sgps.pretrain.progress import Stop, silent
+from sgps.pretrain.progress import Report, Stop, silent
 from sgps.pretrain.recipe import Draw, read_recipe
 from sgps.pretrain.teach import Teacher, alike, teach
 from sgps.release import FILES, Release, write
@@ -209,6 +209,30 @@ def test_a_texts_threshold_lies_above_every_two_diseases_of_the_catalogue() -> N
     cosine = rows @ rows.T
     assert cosine[~np.eye(len(rows), dtype=bool)].max() < same_text(rows) < 1
     assert abs(same_text(rows) - SAME_TEXT) < 0.01, "the formula gives the installed encoder's own threshold"
+
+
+def test_teaching_that_was_stopped_goes_on_to_the_same_weights(top: Path, tmp_path: Path) -> None:
+    recipe, steps = read_recipe(top / "data" / "recipe.yaml"), 4
+    tower, given = ImageTower(spec(top)), Input("tf_efficientnetv2_b0", 32, HALF, HALF)
+    pool = Pool(base.read_sets(top / "data", recipe.sets, tmp_path, silent, Stop()), recipe)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        start = base_network().state_dict()
+
+    def go(folder: Path, stop: Stop, report: Report = silent) -> Path:
+        folder.mkdir(exist_ok=True)
+        stage = Stage("distil", steps, (steps,), folder)
+        teach(stage, pool, recipe, tower, start, given, 0, Arithmetic(False), report, stop)
+        return stage.kept(steps)
+
+    whole, stop = go(tmp_path / "whole", Stop()), Stop()
+
+    def interrupt(_: str, done: int, __: int, ___: Any) -> None:
+        stop.asked = done == 2
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "twice", stop, interrupt)
+    assert whole.read_bytes() == go(tmp_path / "twice", Stop()).read_bytes()
 
 
 @pytest.mark.slow

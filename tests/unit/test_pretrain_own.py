@@ -164,5 +164,9 @@ def test_options_of_weights_need_weights(tmp_path: Path, monkeypatch: pytest.Mon
     call = ["pretrain", "base", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     found = CliRunner().invoke(app, [*call, "--size", "192"])
     assert isinstance(found.exception, ConfigError) and "belongs to --weights" in str(found.exception)
+    found = CliRunner().invoke(app, [*call, "--encoders-licence", "MIT"])
+    assert isinstance(found.exception, ConfigError) and "belongs to --encoders" in str(found.exception)
+    found = CliRunner().invoke(app, [*call, "--encoders", f"timm:{tmp_path}"])
+    assert isinstance(found.exception, ConfigError) and "--encoders-source: is needed" in str(found.exception)
     found = CliRunner().invoke(app, [*call, "--weights", "x", "--mean", "a,b"])
     assert isinstance(found.exception, ConfigError) and "--mean: needs three numbers" in str(found.exception)
