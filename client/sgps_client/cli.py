@@ -4,7 +4,7 @@ Exit codes are those of sgps.errors (docs/reference/exit-codes.md); Ctrl-C ends 
 """
 
 import json
-import signal
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,7 +113,6 @@ def start(
         report("start", f"{site.name} {role}; Ctrl-C stops")
         from sgps_client import worker
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             worker.start(config, forever)
         except KeyboardInterrupt:
@@ -166,18 +165,42 @@ def inspect(
         raise typer.Exit(4)
 
 
+class RoundKind(StrEnum):
+    """A kind of round that a forecast can be asked for."""
+
+    ROWS, SITE_MEAN, EPISODES = "rows", "site_mean", "episodes"
+
+
 @app.command()
 def forecast(
-    patients: Annotated[int, typer.Option(min=1, help="Patients of one disease, at all sites together.")],
+    patients: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Patients of one disease at all sites; site_mean: of one site; episodes: of any disease."
+        ),
+    ],
     epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="What each site spends.")],
     sites: Annotated[int, typer.Option(min=1, max=10_000, help="Sites that share these patients.")] = 1,
     delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = 1e-5,
+    kind: Annotated[RoundKind, typer.Option(help="Kind of round.")] = RoundKind.ROWS,
+    numbers: Annotated[int, typer.Option(min=1, max=1_000_000, help="Numbers that episodes train.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of one round of episodes.")] = 10,
+    sampling: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Rate at which a patient enters a step of episodes.")
+    ] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    """What a `rows` round would cost and bring, before anything is spent."""
+    """What a round would cost and bring, before anything is spent."""
     from sgps_client import forecast as forecasts
+    from sgps_client import forecast_kinds
 
-    found = forecasts.forecast(patients, epsilon, sites, delta)
+    found: forecasts.Forecast | forecast_kinds.MeanForecast | forecast_kinds.EpisodesForecast
+    if kind is RoundKind.SITE_MEAN:
+        found = forecast_kinds.site_mean(patients, epsilon, delta)
+    elif kind is RoundKind.EPISODES:
+        found = forecast_kinds.episodes(patients, epsilon, sites, delta, numbers, steps, sampling)
+    else:
+        found = forecasts.forecast(patients, epsilon, sites, delta)
     _say(as_json, found.facts(), found.text())
 
 

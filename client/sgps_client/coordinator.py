@@ -28,7 +28,10 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # no other channel's failures
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    ("grpc.http2.bdp_probe", 0),  # what has arrived and was not read yet is lost with the line: so the window stays small
+    (
+        "grpc.http2.bdp_probe",
+        0,
+    ),  # what has arrived and was not read yet is lost with the line: so the window stays small
     ("grpc.http2.lookahead_bytes", 512 << 10),
     ("grpc.keepalive_time_ms", 20_000),  # a line that is silently gone shows within half a minute
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -161,7 +164,7 @@ class Coordinator:
             raise (Interrupted if code in _PASSING else NetworkError)(what, where=self.url, do=do) from error
         except ValidationError as error:
             what = f"an answer of another kind than expected: {'; '.join(problems(error))}"
-            raise NetworkError(what, where=self.url) from error
+            raise NetworkError(what, where=self.url, do="update the program, or check `releases_url:`") from error
 
     def close(self) -> None:
         self._channel.close()

@@ -154,7 +154,11 @@ class Store:
             for size, data in coordinator.pull(wanted, name, here):
                 if size > FILE_LIMIT or here + len(data) > size:
                     part.unlink()
-                    raise NetworkError(f"more than the {min(size, FILE_LIMIT):,} bytes it may have", where=where)
+                    raise NetworkError(
+                        f"more than the {min(size, FILE_LIMIT):,} bytes it may have",
+                        where=where,
+                        do="tell the coordinator",
+                    )
                 file.write(data)
                 here += len(data)
             file.flush()

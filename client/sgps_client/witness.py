@@ -100,4 +100,6 @@ def _parse(text: str, where: object) -> Head:
     try:
         return Head.model_validate_json(text)
     except ValidationError as error:
-        raise SignatureError("says something else of its record than its head", where=where) from error
+        raise SignatureError(
+            "says something else of its record than its head", where=where, do="tell the coordinator"
+        ) from error

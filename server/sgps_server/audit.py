@@ -31,7 +31,9 @@ class Audit:
             fcntl.flock(file, fcntl.LOCK_EX)
             line = canonical({"event": event, "time": round(time.time(), 3), "previous": _head(file), **fields})
             if len(line) >= _TAIL:
-                raise StateError(f"an audit line of {len(line):,} bytes", where=self.path)
+                raise StateError(
+                    f"an audit line of {len(line):,} bytes", where=self.path, do="name fewer sites in a round"
+                )
             file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())

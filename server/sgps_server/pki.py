@@ -63,9 +63,13 @@ class Authority:
             key = load_pem_private_key(read_limited(folder / "ca.key", _LIMIT), None)
             certificate = x509.load_pem_x509_certificate(read_limited(folder / "ca.crt", _LIMIT))
         except ValueError as error:
-            raise SignatureError("holds no certificate authority", where=folder) from error
+            raise SignatureError(
+                "holds no certificate authority", where=folder, do="put it back from the backup"
+            ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise SignatureError("key and certificate of the CA do not belong together", where=folder)
+            raise SignatureError(
+                "key and certificate of the CA do not belong together", where=folder, do="put it back from the backup"
+            )
         return cls(key, certificate)
 
     def pem(self) -> str:

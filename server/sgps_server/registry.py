@@ -56,7 +56,9 @@ class Registry:
             try:
                 found = self.path.stat()
             except OSError as error:
-                raise InputError(f"cannot be read: {error.strerror}", where=self.path) from error
+                raise InputError(
+                    f"cannot be read: {error.strerror}", where=self.path, do="check its permissions"
+                ) from error
             seen = (found.st_ino, found.st_mtime_ns)
             if seen != self._seen:
                 self._entries, self._seen = self._read(), seen

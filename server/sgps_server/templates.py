@@ -52,8 +52,8 @@ limits:                   # the site's own: a plan beyond them is refused before
   denominator: 1
   kinds: [{kinds}]
 
-# classes:                # the site's own label: catalogue id. A label that is a catalogue id needs no line.
-#   dermatofibroma: df
+# classes:                # the site's own label: catalogue id (`sgps-client classes` lists them), or `none` to leave it out.
+#   dermatofibroma: df    # a label that is a catalogue id needs no line
 
 # A cohort is a closed list of patients with one budget, for ever and over all federations. The coordinator plans epsilon {epsilon}
 # at delta {delta} for a round; the budget is the site's decision and has no default.

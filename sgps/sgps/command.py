@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -32,6 +33,7 @@ def run(
     import click
 
     as_json = "--json" in sys.argv
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager stops a command as Ctrl-C does
     try:
         code = app(prog_name=program, standalone_mode=False)
         sys.stdout.flush()

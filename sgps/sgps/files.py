@@ -21,7 +21,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """After this returns a crash leaves the new file; before, the old one or none. Never half of either."""
+    """After this returns a crash leaves the new file; before, the old one or none. Never half of either.
+
+    Raises OSError that names `path`, whatever step failed.
+    """
+    try:
+        _write(path, data, mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -69,7 +79,9 @@ def read_limited(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=path) from error
+        raise InputError(
+            f"cannot be read: {error.strerror}", where=path, do="check the path and its permissions"
+        ) from error
     if len(data) > limit:
         raise InputError(f"is larger than {limit:,} bytes", where=path, do="check that this is the right file")
     return data

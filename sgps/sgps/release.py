@@ -141,14 +141,16 @@ class Release:
             with safe_open(self.folder / name, framework="np") as file:
                 return {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise SignatureError("is not a safetensors file", where=self.folder / name) from error
+            raise SignatureError(
+                "is not a safetensors file", where=self.folder / name, do="fetch the release again"
+            ) from error
 
     def memory(self) -> Memory:
         """The class memory. Raises SignatureError when it does not fit the manifest's classes."""
         try:
             return Memory.from_arrays(self.tensors(MEMORY), self.manifest.classes)
         except ValueError as error:
-            raise SignatureError(str(error), where=self.folder / MEMORY) from error
+            raise SignatureError(str(error), where=self.folder / MEMORY, do="fetch the release again") from error
 
 
 def parse_manifest(data: bytes, where: object) -> Manifest:
@@ -158,7 +160,7 @@ def parse_manifest(data: bytes, where: object) -> Manifest:
     except ValidationError as error:
         raise SignatureError("; ".join(problems(error)), where=where, do="update the program") from error
     except (SgpsError, UnicodeDecodeError) as error:
-        raise SignatureError(str(error), where=where) from error
+        raise SignatureError(str(error), where=where, do="update the program") from error
 
 
 def encoder_sha256(base: Mapping[str, np.ndarray[Any, Any]], architecture: Architecture, memory: Memory) -> str:

@@ -45,9 +45,9 @@ def load_private(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_pem_private_key(read_limited(path, 1 << 16), None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise SignatureError("holds no private key", where=path) from error
+        raise SignatureError("holds no private key", where=path, do="put it back from the backup") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise SignatureError("is not an Ed25519 key", where=path)
+        raise SignatureError("is not an Ed25519 key", where=path, do="put it back from the backup")
     return key
 
 
@@ -56,9 +56,13 @@ def parse_public(pem: str, where: object) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise SignatureError("holds no public key", where=where) from error
+        raise SignatureError(
+            "holds no public key", where=where, do="name the key that signs, or install the kit again"
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise SignatureError("is not an Ed25519 key", where=where)
+        raise SignatureError(
+            "is not an Ed25519 key", where=where, do="name the key that signs, or install the kit again"
+        )
     return key
 
 

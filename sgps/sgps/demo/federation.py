@@ -103,7 +103,11 @@ class Process:
         self._errors.flush()
         lines = (self._folder / f"{self.name}.err").read_text().strip().splitlines()
         said = lines[-1] if lines else json.dumps(self.events[-1] if self.events else {})
-        return StateError(f"{self.name} ended early with {self.returncode}: {said}", where=self._folder)
+        return StateError(
+            f"{self.name} ended early with {self.returncode}: {said}",
+            where=self._folder,
+            do="look at the .err files there",
+        )
 
     def end(self) -> None:
         """SIGTERM first: every program stops cleanly. (SIGINT is ignored below a shell's background job.)"""
