@@ -1,8 +1,8 @@
 """The loss of a round of kind `episodes`: one patient is one episode, judged as synthesis would judge it (design D4, D13).
 
 The patient's class stands beside five rivals. Its prototype is that of synthesis: one of the patient's images as the exemplar, blended
-with the row of the class memory. Queries are the patient's other images, and samples of the rivals from the reference bank; both sides
-weigh half. Everything but the patient's features comes from the release, so a record, and the gradient that it gives, depends on that
+with the row of the class memory. Queries are the patient's other images, and samples of the rivals from the reference bank; all six
+classes weigh the same. Everything but the patient's features comes from the release, so a record, and the gradient that it gives, depends on that
 patient and public data only. The loss has no batch statistics and no randomness.
 
 A body changes features, so its loss needs pictures: those of the patient, and a few drawn ones that ship with the program. The bank
@@ -160,7 +160,7 @@ def record(
     asked = np.zeros((OWN, features.shape[1]))
     asked[: len(groups)] = [features[g].mean(0) for g in groups]
     weight = np.zeros(OWN)
-    weight[: len(groups)] = 0.5 / len(groups)
+    weight[: len(groups)] = 1 / (1 + RIVALS) / len(groups)
     nothing = np.zeros((RIVALS, len(row)))
     columns = {
         "features": np.stack([prototype, *(r[0] for r in rivals)]),
@@ -170,14 +170,14 @@ def record(
         "text": np.concatenate([own.text[None], unit(p.bank.embedding[beside])]),
         "attributes": np.stack([vector(own.entry.attributes, own.entry.domain), *(r[3] for r in rivals)]),
         "queries": np.concatenate([asked, *(r[2] for r in rivals)]),
-        "weight": np.concatenate([weight, np.full(RIVALS * THEIRS, 0.5 / (RIVALS * THEIRS))]),
+        "weight": np.concatenate([weight, np.full(RIVALS * THEIRS, 1 / (1 + RIVALS) / THEIRS)]),
     }
     out = {n: torch.from_numpy(np.ascontiguousarray(c, np.float32)) for n, c in columns.items()}
     if pictures is not None:
         shown = queries[: PICTURES - len(exemplar)]
         out["queries"][:OWN], out["weight"][:OWN] = 0.0, 0.0
         out["queries"][: len(shown)] = torch.from_numpy(features[shown].astype(np.float32))
-        out["weight"][: len(shown)] = 0.5 / len(shown)
+        out["weight"][: len(shown)] = 1 / (1 + RIVALS) / len(shown)
         out["exemplar"], out["pictures"] = pictures[exemplar], pictures[shown]
     return out
 
