@@ -2,7 +2,7 @@
 
 One disease is judged beside rivals of the reference bank; several are judged beside each other. A prototype is
 
-    v = blend(mean of exemplars and own patients, lifted row of the class memory, worth) + (v_generated - v_base)
+    v = Memory.blend(mean of exemplars and own patients, row of the class memory) + (v_generated - v_base)
 
 (design D13), and the head is centred cosine (generator note, section 6).
 """
@@ -27,7 +27,7 @@ from sgps.classifier import Classifier
 from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError, SignatureError
 from sgps.generator import PARTS, ClassInputs, Generator, linear_head
-from sgps.memory import Memory, blend
+from sgps.memory import Memory
 from sgps.open_encoders import Spec
 from sgps.record import Disease, Origin, Record
 from sgps.rehearsal import Judged, calibrate
@@ -81,8 +81,8 @@ class _Asked:
     text: str
     images: Sequence[Image]
     own: Array
+    place: int | None  # in the class memory
     row: Array  # coordinates divided by the radius
-    lifted: Array
     worth: float
 
     @property
@@ -138,6 +138,7 @@ class Synthesizer:
         if scale is None or scale.size != 1:
             raise SignatureError(f"lacks {SCALE}", where=where, do=again)
         self.scale, self.centre = float(scale.item()), self.memory.coordinates.mean.astype(np.float32)
+        self._inside: dict[str, Array] = {}
         self.generator: Generator | None = None
         if a.learned:
             tensors = {n: torch.from_numpy(t) for n, t in release.tensors(GENERATOR, "generator.").items()}
@@ -158,13 +159,14 @@ class Synthesizer:
     ) -> "Composition":
         """All weights, without calibration. Arguments and errors are those of the module's `synthesize`."""
         start = time.perf_counter()
-        asked = self._asked(exemplars, texts, own or {}, memory or self.memory)
+        memory = memory or self.memory
+        asked = self._asked(exemplars, texts, own or {}, memory)
         # one by one: what is made of a class does not depend on the batch of the others
         base = [self.encoder.features(d.images) for d in asked]
         means = np.stack(
             [np.concatenate([b, d.own.astype(np.float32)]).mean(0) for b, d in zip(base, asked, strict=True)]
         )
-        prototypes = np.stack([blend(m, d.lifted, d.worth, d.shots) for m, d in zip(means, asked, strict=True)])
+        prototypes = np.stack([self._blended(m, d, memory) for m, d in zip(means, asked, strict=True)])
         embedded = self.text.embed([d.text for d in asked])
         domain, notes = self._domain(asked[0], prototypes[0])
         itself = set().union(*(same_disease(self.bank, d.names, t) for d, t in zip(asked, embedded, strict=True)))
@@ -286,9 +288,20 @@ class Synthesizer:
             place = memory.ids.index(entry.id) if entry and entry.id in memory.ids else None
             worth = 0.0 if place is None else memory.worth(place)
             row = np.zeros(len(memory.coordinates.directions)) if place is None else memory.row(place)
-            lifted = memory.coordinates.lift(row)
-            out.append(_Asked(key, entry, text, images, patients, row / memory.coordinates.radius, lifted, worth))
+            out.append(_Asked(key, entry, text, images, patients, place, row / memory.coordinates.radius, worth))
         return sorted(out, key=lambda d: d.key)
+
+    def _blended(self, mean: Array, d: _Asked, memory: Memory) -> Array:
+        if d.place is None or d.entry is None:
+            return mean
+        return memory.blend(mean, d.shots, d.place, self.inside(d.entry.domain))
+
+    def inside(self, domain: str) -> Array:
+        """Within-class variance of the memory's coordinates [k] in the bank's classes of a domain."""
+        if domain not in self._inside:
+            mine = np.isin(self.bank.label, self.bank.of_domain(domain))
+            self._inside[domain] = self.memory.coordinates.inside(self.bank.features[mine], self.bank.label[mine])
+        return self._inside[domain]
 
     def _domain(self, first: _Asked, prototype: Array) -> tuple[str, list[str]]:
         looks = domain_of(self.bank, prototype, self.centre)

@@ -7,7 +7,7 @@ import torch
 from sgps.bank import Bank
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError, SignatureError
-from sgps.memory import Memory, blend
+from sgps.memory import Memory
 from sgps.rehearsal import without_itself
 from sgps.rivals import choose, domain_of, same_disease, unit
 from sgps.synthesis import Synthesizer, synthesize
@@ -88,7 +88,8 @@ def test_a_row_moves_the_prototype_by_its_worth(small_release, drawn):
     known, unknown = (synthesize({n: images}, {n: "A lesion."}, release) for n in ("dermatofibroma", "something new"))
     v = ImageEncoder(release).features(images)[0]
     centre = memory.coordinates.mean
-    expected = blend(v, memory.coordinates.lift(memory.row(place)), worth, 1)
+    gap = memory.row(place) - memory.coordinates.place(v)  # without noise, as many patients in every coordinate
+    expected = v + worth / (1 + worth) * gap @ memory.coordinates.directions
     assert np.allclose(unit(weights(known)[0]), unit(expected - centre), atol=1e-4)
     assert np.allclose(unit(weights(unknown)[0]), unit(v - centre), atol=1e-4)
     assert known.record.origin.diseases[0].worth == pytest.approx(30) and known.record.origin.diseases[0].id == "df"
