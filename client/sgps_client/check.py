@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sgps.code import contributor_code
+from sgps.command import of_disk
 from sgps.errors import ConfigError, NetworkError, SgpsError, SignatureError, StateError
 from sgps.release import Release
 from sgps.signing import fingerprint, load_public
@@ -218,13 +219,8 @@ def _disk(site: Site) -> Iterator[Finding]:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            yield Finding(
-                "disk",
-                BAD,
-                f"{there} cannot be written: {error.strerror}",
-                "give this user the right to write there",
-                7,
-            )
+            what, do = of_disk(OSError(error.errno, error.strerror, str(there)))
+            yield Finding("disk", BAD, what, do, 7)
             continue
         free = shutil.disk_usage(there).free
         if free < LEAST_FREE:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from sgps.command import of_disk
 from sgps.errors import SgpsError
 from sgps_privacy.errors import Refused
 
@@ -43,4 +44,6 @@ def raised(area: str, error: Exception) -> Finding:
         return Finding(area, BAD, f"{where}{error.what}", error.do or _FIX.get(area, ""), error.exit_code)
     if isinstance(error, Refused):
         return Finding(area, BAD, error.detail or error.code, exit_code=7)
+    if isinstance(error, OSError):
+        return Finding("disk", BAD, *of_disk(error), exit_code=7)
     return Finding(area, BAD, str(error) or type(error).__name__)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgps.errors import NetworkError, SgpsError, SignatureError
-from sgps.files import sha256_file, sync_folder, write_atomic
+from sgps.files import naming, sha256_file, sync_folder, write_atomic
 from sgps.release import FILE_LIMIT, FILES, MANIFEST, SIGNATURE, Manifest, Release, parse_manifest
 from sgps.signing import verify
 from sgps_client.config import Site
@@ -149,7 +149,7 @@ class Store:
 
     def _append(self, part: Path, coordinator: Coordinator, wanted: Named, name: str) -> None:
         where = f"{coordinator.url} release {wanted.name} {name}"
-        with part.open("ab") as file:
+        with naming(part), part.open("ab") as file:
             here, size = file.tell(), -1
             for size, data in coordinator.pull(wanted, name, here):
                 if size > FILE_LIMIT or here + len(data) > size:

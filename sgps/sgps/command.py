@@ -82,7 +82,12 @@ def _known(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MemoryError):
         return "not enough memory - give smaller or fewer pictures, or use a machine with more", 1
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        do = _DO.get(error.errno or 0, "")
-        return f"{where}{error.strerror or error}{f' - {do}' if do else ''}", 1
+        what, do = of_disk(error)
+        return f"{what}{f' - {do}' if do else ''}", 1
     return None
+
+
+def of_disk(error: OSError) -> tuple[str, str]:
+    """What is wrong and where, and the next step, of an error of the operating system."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}", _DO.get(error.errno or 0, "")

@@ -25,8 +25,15 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
 
     Raises OSError that names `path`, whatever step failed.
     """
-    try:
+    with naming(path):
         _write(path, data, mode)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of the block names `path`: those of `write` and `fsync` name nothing."""
+    try:
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
