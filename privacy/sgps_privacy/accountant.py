@@ -126,12 +126,17 @@ def calibrate(target: float, delta: float, steps: int, q: float = 1.0, spent: Se
         return epsilon([*spent, Event(math.exp(log_sigma), q, steps)], delta) - target
 
     low = math.log(LEAST_SIGMA)
+    if q < 1:  # a sampled step has at least the mu of its mean, q / sigma; loss distributions far below are costly
+        low = max(low, math.log(q * math.sqrt(steps) / gaussian_mu(target, delta)))
     if over(low) <= 0:
+        if low > math.log(LEAST_SIGMA):
+            return _rounded_up(math.exp(low), lambda s: over(math.log(s)) > 0)
         raise PrivacyError(f"epsilon {target:g} would allow noise multipliers below {LEAST_SIGMA}: it promises nothing")
-    high = low + 1
+    stride = 1.0 if q == 1 else 0.25
+    high = low + stride
     while over(high) > 0:
-        low, high = high, high + 1
-    sigma = math.exp(float(brentq(over, low, high, xtol=1e-6)))
+        low, high = high, high + stride
+    sigma = math.exp(float(brentq(over, low, high, xtol=1e-6 if q == 1 else 1e-4)))
     return _rounded_up(sigma, lambda s: over(math.log(s)) > 0)
 
 
