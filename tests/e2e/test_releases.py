@@ -166,6 +166,8 @@ def test_the_port_speaks_tls_1_3_health_and_nothing_below(f: fed.Federation) -> 
         serving = health_pb2.HealthCheckResponse.SERVING
         assert [state(s) for s in ("", "sgps.releases.v1.Releases")] == [serving, serving]
         f.processes[0].send_signal(signal.SIGSTOP)  # a hang: no answer in time is an answer, too
+        stat = Path(f"/proc/{f.processes[0].pid}/stat")
+        f.wait(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
         with pytest.raises(grpc.RpcError) as raised:
             check(health_pb2.HealthCheckRequest(), timeout=1)
         assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
