@@ -62,8 +62,9 @@ def _linear(release: Release, names: Sequence[str]) -> "Loss":
 
 
 def _episodes(release: Release, offset: Array | None) -> Make:
-    from sgps.tuning import record
+    from sgps.tuning import ready, record
 
+    ready(release)  # a missing text encoder is an error here; below, it would make every patient the zero record
     classes = release.manifest.classes
 
     def make(patient: Patient) -> Record:

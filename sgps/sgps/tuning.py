@@ -28,16 +28,16 @@ from sgps.attributes import VOCABULARIES, parse, vector
 from sgps.bank import Bank
 from sgps.catalogue import Catalogue, Entry
 from sgps.draw import draw_patient, draw_profile
-from sgps.encoders import target_of
-from sgps.errors import InputError, SignatureError
+from sgps.encoders import target_of, text_encoder_of
+from sgps.errors import InputError
 from sgps.generator import ClassInputs, Generator
 from sgps.memory import blend
+from sgps.open_encoders import Spec
 from sgps.release import CATALOGUE, GENERATOR, Release
 from sgps.rivals import choose, domain_of, same_disease, unit
 from sgps.subset import CORE, PREFIX, allowed, apply, learned, start
-from sgps.text import TextEncoder
 
-__all__ = ["EpisodeLoss", "allowed", "apply", "episode_loss", "learned", "needs_pictures", "record", "start"]
+__all__ = ["EpisodeLoss", "allowed", "apply", "episode_loss", "learned", "needs_pictures", "ready", "record", "start"]
 
 Array = NDArray[Any]
 RIVALS = 5
@@ -48,8 +48,15 @@ _DRAWN = range(7000, 7008)  # profiles of the drawn pictures, one each
 
 
 @lru_cache(maxsize=2)
-def _public(folder: Path, sha256: str) -> "_Public":
-    return _Public(Release.open(folder, sha256=sha256))
+def _public(folder: Path, sha256: str, encoders: Spec | None) -> "_Public":
+    return _Public(Release.open(folder, sha256=sha256), encoders)
+
+
+def ready(release: Release, encoders: Spec | None = None) -> None:
+    """Loads what is public of the episodes of a release, once. To be called before records are made, where a failure may be told: after
+    it, only a record itself can fail. Raises ConfigError, InputError or SignatureError when the text encoder or a part of the release
+    is missing or does not fit."""
+    _public(release.folder, release.sha256, encoders).encoder.embed(["ready"])
 
 
 @dataclass(frozen=True)
@@ -66,14 +73,9 @@ class _Known:
 class _Public:
     """The public side of all episodes of a release."""
 
-    def __init__(self, release: Release) -> None:
+    def __init__(self, release: Release, encoders: Spec | None) -> None:
         self.release, self.bank, self.memory = release, Bank.of(release), release.memory()
-        self.catalogue, self.encoder = Catalogue.load(release.folder / CATALOGUE), TextEncoder()
-        if self.encoder.sha256 != release.manifest.text_encoder.sha256:
-            name = release.manifest.text_encoder.name
-            raise SignatureError(
-                f"the release needs the text encoder {name}", where=self.encoder.folder, do="install it"
-            )
+        self.catalogue, self.encoder = Catalogue.load(release.folder / CATALOGUE), text_encoder_of(release, encoders)
         self.centre = self.memory.coordinates.mean.astype(np.float32)
         self._classes: dict[str, _Known] = {}
 
@@ -127,17 +129,21 @@ class _Public:
 
 
 def record(
-    release: Release, class_ids: Sequence[str], features: Array, pictures: Tensor | None = None
+    release: Release,
+    class_ids: Sequence[str],
+    features: Array,
+    pictures: Tensor | None = None,
+    encoders: Spec | None = None,
 ) -> dict[str, Tensor]:
     """One patient, ready for the loss: float32 tensors of the same names and shapes for every patient (but for pictures).
 
     class_ids: of each of the patient's images. features [images, f]: under the base, the mean over the release's views. pictures
-    [images, 3, s, s]: normalised; only where `needs_pictures`. The episode is about the class of most images, the first of the
+    [images, 3, s, s]: normalised; only where `needs_pictures`. encoders: the folder of the text encoder, where the release needs one. The episode is about the class of most images, the first of the
     release's classes among equals. With one image of it, that is the query, and the row of the class memory or the bank's mean of the class
     stands for exemplars. Raises InputError when neither exists, for a class that the release does not know, or a bank that is too
     small: the patient is then the zero record.
     """
-    p = _public(release.folder, release.sha256)
+    p = _public(release.folder, release.sha256, encoders)
     if not class_ids or len(class_ids) != len(features) or not np.isfinite(features).all():
         raise InputError("needs a class and finite features of each image", where="record")
     places = [p.known(c).place for c in class_ids]

@@ -322,3 +322,16 @@ def test_a_body_at_zero_gives_the_loss_without_a_body(release: "Release") -> Non
     with_body, without = tuning.episode_loss(release, BODY), tuning.episode_loss(release, ["generator.text_up.core"])
     plain = without(parameters(release, ["generator.text_up.core"]), record)
     torch.testing.assert_close(with_body(parameters(release, BODY), record), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_release_whose_texts_nobody_here_can_read_is_an_error_and_no_zero_record(release: "Release") -> None:
+    from dataclasses import replace
+
+    from sgps.errors import SgpsError
+    from sgps.release import TextEncoder
+
+    other = TextEncoder(name="another", kind="transformers", sha256="0" * 64)
+    manifest = release.manifest.model_copy(update={"text_encoder": other})
+    tuning.ready(release)
+    with pytest.raises(SgpsError, match="another"):
+        tuning._Public(replace(release, manifest=manifest), None)
