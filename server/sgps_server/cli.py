@@ -173,6 +173,20 @@ def revoke(site: str, config: Config = HERE, as_json: AsJson = False) -> None:
     _tell(as_json, {"site": site, "revoked": True}, f"{site} is revoked; its key will not be taken again")
 
 
+@sites.command("withdraw")
+def withdraw(site: str, config: Config = HERE, as_json: AsJson = False) -> None:
+    """Lock a site out, and leave what it gave to the class memory out of the next release. Releases that exist stay as they are."""
+    from sgps_server import enrolment
+
+    rounds = enrolment.withdraw(_folder(config), site)
+    lost = (
+        f"its part of round {', '.join(map(str, rounds))} is left out of the next release"
+        if rounds
+        else "it had given nothing that can be taken out"
+    )
+    _tell(as_json, {"site": site, "withdrawn": True, "rounds": list(rounds)}, f"{site} is withdrawn; {lost}")
+
+
 @app.command()
 def status(config: Config = HERE, as_json: AsJson = False) -> None:
     """Where the federation stands and who is missing."""

@@ -38,7 +38,9 @@ class Door:
         )
         config.load()
         if config.ssl is None:
-            raise NetworkError("TLS is off", where=f"{listen.host}:{listen.port}")
+            raise NetworkError(
+                "TLS is off", where=f"{listen.host}:{listen.port}", do="put the keys back from the backup"
+            )
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="door", daemon=True)

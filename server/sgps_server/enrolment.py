@@ -22,8 +22,9 @@ from sgps.signing import fingerprint, load_public, make_key, public_pem
 from sgps.wire import next_port
 from sgps_server import releases
 from sgps_server.audit import Audit
+from sgps_server.checkpoint import read_state
 from sgps_server.config import Federation, Folder, host_of
-from sgps_server.kinds import kinds_of
+from sgps_server.kinds import kinds_of, separable
 from sgps_server.pki import SITE_DAYS, Authority, server_hosts
 from sgps_server.pki import public_pem as key_pem
 from sgps_server.registry import Registry, Site, key_sha256
@@ -145,3 +146,22 @@ def revoke(folder: Folder, name: str) -> None:
     """Lock a site out at once; what it contributed stays in the memory. Raises InputError when it is not enrolled."""
     site = Registry(folder.registry).revoke(name)
     Audit(folder.audit).add("revoked", site=name, key=key_sha256(site.key))
+
+
+def withdraw(folder: Folder, name: str) -> tuple[int, ...]:
+    """Lock a site out, and leave what it contributed out of every release from the next one on.
+
+    Returns the rounds of the class memory that lose its part. What it gave to rounds of `episodes` has become part of the generator
+    and of everything that was trained after it: that stays. Raises InputError when the site is unknown here.
+    """
+    state, registry = read_state(folder.state), Registry(folder.registry)
+    if name in registry.sites():
+        revoke(folder, name)
+    elif name not in {r.site for r in state.accepted}:
+        raise InputError(
+            f"no site {name} is enrolled or has contributed", where=folder.root, do="see `sgps-server sites list`"
+        )
+    registry.withdraw(name)
+    rounds = tuple(r.round for r in state.accepted if r.site == name and separable(state.terms[r.round]))
+    Audit(folder.audit).add("withdrawn", site=name, rounds=list(rounds))
+    return rounds

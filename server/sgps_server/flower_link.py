@@ -190,7 +190,7 @@ class Link(Grid):
     def set_run(self, run: Run) -> None:
         """A link has one run for life. Raises StateError for another."""
         if run.run_id != self._id:
-            raise StateError("a link cannot change its run", where="flwr")
+            raise StateError("a link cannot change its run", where="flwr", do="start again")
 
     @property
     def run(self) -> Run:

@@ -164,3 +164,8 @@ def result(release: Release, number: int, sent: Mapping[tuple[int, str], Sent]) 
         return None
     kind = now[0].terms.kind
     return CONDUCT[kind].result(release, [sent[k] for k in order if sent[k].terms.kind == kind], now)
+
+
+def separable(terms: Mapping[str, Any]) -> bool:
+    """Whether one site's part of a round can be taken out again. Sums can; a change of the generator cannot: later rounds start from it."""
+    return terms["kind"] != "episodes"

@@ -28,10 +28,12 @@ class Site(Settings):
 
 
 class Entries(Settings):
-    """The content of registry.json. revoked: SHA-256 of keys that never come in again -> when."""
+    """The content of registry.json. revoked: SHA-256 of keys that never come in again -> when. withdrawn: names whose contributions
+    the next release leaves out -> when."""
 
     sites: dict[SiteName, Site] = {}
     revoked: dict[Hex, float] = {}
+    withdrawn: dict[SiteName, float] = {}
 
 
 def key_sha256(pem: str) -> str:
@@ -75,10 +77,12 @@ class Registry:
     def add(self, name: str, site: Site) -> bool:
         """Enrol a site. True when the same key was enrolled under the name before (a renewal).
 
-        Raises InputError when the name is taken by another key, or the key was revoked or belongs to another site.
+        Raises InputError when the name is taken by another key or was withdrawn, or the key was revoked or belongs to another site.
         """
         with locked(self.path.with_name("registry.lock"), wait=True):
             now = self._read()
+            if name in now.withdrawn:
+                raise InputError(f"{name} was withdrawn", where=self.path, do="the site takes another name")
             if key_sha256(site.key) in now.revoked:
                 raise InputError(
                     f"the key of {name} was revoked", where=self.path, do="the site makes a new key: sgps-client enroll"
@@ -90,7 +94,7 @@ class Registry:
                 raise InputError(
                     f"the name {name} is taken", where=self.path, do=f"choose another name, or revoke {name} first"
                 )
-            self._write(Entries(sites={**now.sites, name: site}, revoked=now.revoked))
+            self._write(now.model_copy(update={"sites": {**now.sites, name: site}}))
             return old is not None
 
     def revoke(self, name: str) -> Site:
@@ -101,8 +105,17 @@ class Registry:
             site = sites.pop(name, None)
             if site is None:
                 raise InputError(f"no site {name} is enrolled", where=self.path, do="see `sgps-server sites list`")
-            self._write(Entries(sites=sites, revoked={**now.revoked, key_sha256(site.key): time.time()}))
+            revoked = {**now.revoked, key_sha256(site.key): time.time()}
+            self._write(now.model_copy(update={"sites": sites, "revoked": revoked}))
             return site
+
+    def withdraw(self, name: str) -> None:
+        """Leave the contributions of a site that is no longer enrolled out of the next release, for good."""
+        with locked(self.path.with_name("registry.lock"), wait=True):
+            now = self._read()
+            if name in now.sites:
+                raise InputError(f"{name} is still enrolled", where=self.path, do="revoke it first")
+            self._write(now.model_copy(update={"withdrawn": {**now.withdrawn, name: time.time()}}))
 
     def _read(self) -> Entries:
         try:

@@ -73,7 +73,7 @@ def following(
 ) -> Release:  # fmt: skip
     """Write release `number` from the one before and open it.
 
-    result: of the round. records: every accepted contribution of every round. terms: round -> mechanism facts. When the folder is there
+    result: of the round. records: the contributions of all rounds that count. terms: round -> mechanism facts. When the folder is there
     already (a crash came between this and the checkpoint), it is taken if it holds this result. Raises StateError when it holds
     another.
     """

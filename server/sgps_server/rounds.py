@@ -18,10 +18,10 @@ from sgps.release import Release
 from sgps_privacy.terms import Terms
 from sgps_server import releases
 from sgps_server.audit import Audit
-from sgps_server.checkpoint import Checkpoint, Open
+from sgps_server.checkpoint import Checkpoint, Open, Record
 from sgps_server.config import Federation, Folder
 from sgps_server.flower_link import Link, Roster, lost
-from sgps_server.kinds import CONDUCT, kind_before, kind_of, terms_of
+from sgps_server.kinds import CONDUCT, kind_before, kind_of, separable, terms_of
 from sgps_server.plans import PlanOffice, accepted_code
 from sgps_server.registry import Registry
 from sgps_server.replies import Rejected
@@ -134,11 +134,16 @@ class Rounds:
 
     def _opened(self) -> Open:
         if self._checkpoint.state.open is None:
-            raise StateError("no round is open", where=self._folder.state)
+            raise StateError("no round is open", where=self._folder.state, do="start again")
         return self._checkpoint.state.open
 
+    def _counted(self) -> list[Record]:
+        """Accepted contributions, without those of sites that withdrew."""
+        state, gone = self._checkpoint.state, self._registry.entries().withdrawn
+        return [r for r in state.accepted if r.site not in gone or not separable(state.terms[r.round])]
+
     def _contributed(self, number: int) -> list[str]:
-        return sorted(r.site for r in self._checkpoint.state.accepted if r.round == number)
+        return sorted(r.site for r in self._counted() if r.round == number)
 
     def _enough(self, number: int) -> bool:
         return len(self._contributed(number)) >= self._settings.quorum
@@ -307,15 +312,21 @@ class Rounds:
         self._report("reply", round=number, site=site, receipt=a.receipt)
 
     def _close(self, number: int) -> None:
-        sites = self._contributed(number)
+        sites, counted = self._contributed(number), self._counted()
+        kept = {(r.round, r.site) for r in counted}
+        self._strategy.pooled = {k: sent for k, sent in self._strategy.pooled.items() if k in kept}
         self._strategy.aggregate_train(number, ())
         self._report("pooled", round=number, sites=sites)
         anchor = self._audit.add("pooled", round=number, sites=sites)
         state = self._checkpoint.state
         if self._strategy.outcome is None:
-            raise StateError(f"round {number} closes without a contribution", where=self._folder.state)
+            raise StateError(
+                f"round {number} closes without a contribution",
+                where=self._folder.state,
+                do="restore the folder from the backup",
+            )
         release = releases.following(
-            self._folder.releases, number, self._strategy.outcome, state.accepted, state.terms, anchor, self._key
+            self._folder.releases, number, self._strategy.outcome, counted, state.terms, anchor, self._key
         )
         self._strategy.release = release
         self._checkpoint.save(done=number, open=None)

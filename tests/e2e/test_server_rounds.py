@@ -215,6 +215,35 @@ def test_settings_changed_while_a_round_is_open_wait_for_the_next_one(make: Make
     assert len({e["plan"] for e in f.audit("issued")}) == 1
 
 
+def test_a_site_that_withdrew_is_in_no_release_from_the_next_one_on(make: Make) -> None:
+    f = make(quorum=2, wait_for=3)
+    for name in ("north", "south", "west"):
+        f.enrol(name)
+    coordinator = f.start("--linger", 0)
+    for name in ("north", "south", "west"):
+        f.start_site(name)
+    assert coordinator.wait(60) == 0
+    said = json.loads(fed.server("sites", "withdraw", "north", "--json", "--config", f.folder.config).stdout)
+    assert said == {"site": "north", "withdrawn": True, "rounds": [1]}
+    f.write_settings(rounds=2, wait_for=2)
+    assert f.start("--linger", 0).wait(60) == 0
+
+    first, second = opened(f, "0001"), opened(f, "0002")
+    assert [r.sites for r in first.manifest.rounds] == [("north", "south", "west")]  # what is out stays as it is
+    assert [r.sites for r in second.manifest.rounds] == [("south", "west")] * 2
+    assert set(second.manifest.statements) == {"south", "west"}
+    sigma = float(second.manifest.rounds[0].terms["sigma"])
+    parts = [load(p.read_bytes()) for site in ("south", "west") for p in (f.work / site / "outbox").iterdir()]
+    kept = [Contribution(p[ROWS], p[COUNTS], sigma) for p in parts]
+    assert len(kept) == 4
+    assert np.allclose(second.memory().total, pool(first.memory().coordinates, first.manifest.classes, kept).total)
+    assert [e["rounds"] for e in f.audit("withdrawn")] == [[1]]
+    csr = f.work / "north" / "north.csr"
+    again = fed.server("sites", "approve", csr, "--config", f.folder.config, "--out", f.work / "again.kit", fails=True)
+    assert "was withdrawn" in again.stderr
+    assert "no site nobody" in fed.server("sites", "withdraw", "nobody", "--config", f.folder.config, fails=True).stderr
+
+
 def test_bad_replies_are_rejected_audited_and_do_not_stop_the_round(make: Make) -> None:
     f = make(wait_for=2 + len(BAD), patience=60, answer_after=3)
     for name in ("north", "south", *BAD):
