@@ -6,8 +6,7 @@ from typing import Any
 
 from sgps.errors import InputError
 from sgps.kinds import KINDS
-from sgps.memory import SHARE_ROW
-from sgps_client.forecast import COORDINATES
+from sgps.memory import SHARE_ROW, USED
 from sgps_privacy import accountant
 from sgps_privacy.errors import PrivacyError
 from sgps_privacy.terms import Terms
@@ -109,7 +108,7 @@ def site_mean(patients: int, epsilon: float, delta: float = 1e-5) -> MeanForecas
         sigma_mean=mean,
         sigma_rows=rows,
         mu=math.hypot(1 / mean, 1 / rows),
-        blur=math.sqrt(COORDINATES / SHARE_ROW) * mean / patients,
+        blur=math.sqrt(USED / SHARE_ROW) * mean / patients,
         rows=math.sqrt(1 - MEAN_SHARE),
     )
 

@@ -53,7 +53,7 @@ def own_patients(
     centred = any(r.centred for r in release.manifest.rounds)
     means = site_mean.common(release) if centred else {}
     coordinates, classes = release.memory().coordinates, release.manifest.classes
-    total, count = np.zeros(len(coordinates.directions)), np.zeros(1)
+    total, count = np.zeros(coordinates.used), np.zeros(1)
     wanted = {*found, *(classes[c] for c in means)}
     unread = repeated = 0
     for cohort in site.config.cohorts:

@@ -39,7 +39,7 @@ def _rows(release: Release, names: Sequence[str]) -> Shapes:
 
 
 def _site_mean(release: Release, names: Sequence[str]) -> Shapes:
-    return {site_mean.SUM: (len(release.memory().coordinates.directions),), site_mean.COUNT: (1,)}
+    return {site_mean.SUM: (release.memory().coordinates.used,), site_mean.COUNT: (1,)}
 
 
 def _episodes(release: Release, names: Sequence[str]) -> Shapes:

@@ -1,8 +1,8 @@
 """Where a site's camera lies: the mean of its patients' residuals from public class means, released before its `rows` (design D13).
 
-A patient's residual is feature minus public mean of its class, in the k coordinates, averaged over its common classes: those with a
-mean in the reference bank. It is shortened to the public radius R and stands beside its count, `[sqrt(.9) r / R, sqrt(.1)]`, so that
-a record's norm is at most 1. A patient without a common class is the zero record, and so is an empty slot: of both nothing is left
+A patient's residual is feature minus public mean of its class, in the u coordinates that records fill, averaged over its common
+classes: those with a mean in the reference bank. It is shortened to the public radius R and stands beside its count, in the shares of
+the class memory, `[sqrt(.8) r / R, sqrt(.2)]`, so that a record's norm is at most 1. A patient without a common class is the zero record, and so is an empty slot: of both nothing is left
 after centring either. The noised sum divided by its own noised count is the site's mean; all of that is post-processing.
 
 NumPy only: nothing here needs a network.
@@ -26,18 +26,18 @@ def common(release: Release) -> dict[int, Array]:
 
 
 def residual(coordinates: Coordinates, means: Mapping[int, Array], features: Mapping[int, Array]) -> Array | None:
-    """One patient's residual [k], feature units; None for a patient without a common class. features: class index -> mean feature."""
+    """One patient's residual [u], feature units; None for a patient without a common class. features: class index -> mean feature."""
     shared = [c for c in features if c in means]
     if not shared:
         return None
     gaps = [np.asarray(features[c], np.float64) - np.asarray(means[c], np.float64) for c in shared]
-    return np.asarray(np.mean(gaps, axis=0) @ coordinates.directions.T.astype(np.float64))
+    return np.asarray(np.mean(gaps, axis=0) @ coordinates.directions[: coordinates.used].T.astype(np.float64))
 
 
 def record(
     coordinates: Coordinates, means: Mapping[int, Array], features: Mapping[int, Array]
 ) -> tuple[Array, Array] | None:
-    """One patient: residual [k] and count [1], float64, together of norm at most 1; None is the zero record."""
+    """One patient: residual [u] and count [1], float64, together of norm at most 1; None is the zero record."""
     found = residual(coordinates, means, features)
     if found is None:
         return None
@@ -46,7 +46,7 @@ def record(
 
 
 def offset(total: Array, count: Array, sigma: float, coordinates: Coordinates) -> Array:
-    """The site's mean [k], feature units, from its noised sum [k] and noised count [1].
+    """The site's mean [k], feature units, zero beyond the used coordinates, from its noised sum [u] and noised count [1].
 
     It is shrunk by the part of its squared length that chance explains (positive-part James-Stein): the known noise, and the public
     within-class variance over the noised count. A mean that is indistinguishable from chance centres nothing. A noised count below
@@ -56,4 +56,6 @@ def offset(total: Array, count: Array, sigma: float, coordinates: Coordinates) -
     mean = np.asarray(total, np.float64) * coordinates.radius / np.sqrt(SHARE_ROW) / n
     chance = len(mean) * (sigma * coordinates.radius / n) ** 2 / SHARE_ROW + coordinates.within / n
     length = float(mean @ mean)
-    return np.asarray(mean * max(0.0, 1 - chance / length) if length > 0 else mean)
+    found = np.zeros(len(coordinates.directions))
+    found[: len(mean)] = mean * max(0.0, 1 - chance / length) if length > 0 else 0.0
+    return found

@@ -109,7 +109,7 @@ def test_the_mean_is_the_sum_of_residuals_of_the_patients_of_common_classes(
     """Patients 0 and 3 have akiec, 1 and 4 df; patient 2 has vasc, which has no public mean: the zero record."""
     quiet(monkeypatch)
     reply = ask(bench, mean_plan(bench), zeros(bench, "site_mean"))
-    assert reply.arrays[site_mean.COUNT] == pytest.approx(4 * math.sqrt(0.1), abs=1e-5)
+    assert reply.arrays[site_mean.COUNT] == pytest.approx(4 * math.sqrt(memory.SHARE_COUNT), abs=1e-5)
     coordinates, means = bench.release.memory().coordinates, site_mean.common(bench.release)
     found = [
         site_mean.record(coordinates, means, p.means())
