@@ -221,10 +221,12 @@ def main() -> None:
 
 def _refused(error: Exception) -> tuple[str, int] | None:
     """Line and exit code of what the privacy package raises."""
-    from sgps_privacy.errors import PrivacyError, Refused
+    from sgps_privacy.errors import MachineFailure, PrivacyError, Refused
 
     if isinstance(error, Refused):
         return error.detail or error.code, 7 if error.code in {"busy", "damaged", "rolled_back"} else 5
+    if isinstance(error, MachineFailure):
+        return str(error), 1
     return (str(error), 5) if isinstance(error, PrivacyError) else None
 
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sgps_privacy.errors import PrivacyError, Refused
+from sgps_privacy.errors import MachineFailure, Refused
 
 START = "0" * 64
 CLOCK_SLACK = 300.0  # seconds that the clock may have been set back since the last charge
@@ -57,7 +57,7 @@ class Entry:
 class Chain:
     """The entries in one file, made with mode 0600. Verified when opened, every page of it: raises Refused("damaged").
 
-    A disk that is full or read-only is the machine's failure, not damage: PrivacyError, and nothing is written."""
+    A disk that is full or read-only is no damage: MachineFailure, and nothing is written."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name
@@ -93,12 +93,12 @@ class Chain:
                 raise self._failure(error) from None
             raise
 
-    def _failure(self, error: sqlite3.Error) -> PrivacyError | Refused:
+    def _failure(self, error: sqlite3.Error) -> MachineFailure | Refused:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # of the first kind
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return Refused("busy", f"{self._name} is in use by another program: end it and try again")
         if remedy := _DISK.get(code):
-            return PrivacyError(f"{self._name} cannot be written ({error}): {remedy}; no entry was made")
+            return MachineFailure(f"{self._name} cannot be written ({error}): {remedy}; no entry was made")
         return Refused("damaged", f"{self._name}: {error}: {MEND}")
 
     def append(self, kind: str, facts: dict[str, Any], federation: str = "", round: int = 0, turn: int = 0) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sgps_privacy.errors import PrivacyError
+from sgps_privacy.errors import MachineFailure
 
 ROOM = 16 << 20  # bytes, many times a payload
 
@@ -40,10 +40,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def check_room(folder: Path) -> None:
-    """Raises PrivacyError when the disk is nearly full: a payload that cannot be kept is a charge lost."""
+    """Raises MachineFailure when the disk is nearly full: a payload that cannot be kept is a charge lost."""
     disk = os.statvfs(folder)
     if disk.f_bavail * disk.f_frsize < ROOM:
-        raise PrivacyError(
+        raise MachineFailure(
             f"less than {ROOM >> 20} MiB are free beside the ledger: free some space; nothing was charged"
         )
 

@@ -25,6 +25,10 @@ class PrivacyError(Exception):
     site."""
 
 
+class MachineFailure(PrivacyError):
+    """The disk does not take what has to be kept. Nobody's mistake in the settings, and no answer about a record."""
+
+
 class Refused(Exception):
     """A round that is not carried out.
 

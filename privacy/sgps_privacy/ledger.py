@@ -27,7 +27,7 @@ from sgps_privacy import accountant
 from sgps_privacy.chain import MEND, Chain, Entry
 from sgps_privacy.cohort import Cohort, fingerprint, rehearsed, site_secret
 from sgps_privacy.durable import check_room, make_folder, remove_torn
-from sgps_privacy.errors import PrivacyError, Refused
+from sgps_privacy.errors import MachineFailure, PrivacyError, Refused
 from sgps_privacy.events import Event
 from sgps_privacy.outbox import Outbox
 from sgps_privacy.terms import Terms
@@ -79,14 +79,14 @@ class Budget:
 
 class Ledger:
     """Opens a folder (made with mode 0700) and verifies the chain. Raises Refused("busy"), Refused("damaged"), and
-    PrivacyError when the folder cannot be written."""
+    MachineFailure when the folder cannot be written."""
 
     def __init__(self, folder: Path) -> None:
         try:
             make_folder(folder)
             self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise PrivacyError(
+            raise MachineFailure(
                 f"{folder} cannot be written ({error.strerror}): make folder and disk writable for this account"
             ) from error
         try:
@@ -263,7 +263,7 @@ class Ledger:
 
     def charge(self, order: Order) -> str:
         """Hash of the new CHARGE entry; projection and insert are one transaction. Raises Refused("budget"), and
-        PrivacyError while the disk has no room for what would be charged for."""
+        MachineFailure while the disk has no room for what would be charged for."""
         check_room(self.outbox.folder)
         with self.chain.transaction():
             self._check_budget(order)

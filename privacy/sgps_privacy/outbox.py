@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from sgps_privacy.durable import make_folder, remove_torn, write_whole
-from sgps_privacy.errors import PrivacyError, Refused
+from sgps_privacy.errors import MachineFailure, Refused
 
 
 class Outbox:
@@ -29,13 +29,13 @@ class Outbox:
         return {path.stem for path in self.folder.glob("*.out")}
 
     def write(self, charge: str, payload: bytes) -> None:
-        """Durable and whole when it returns. Raises PrivacyError when the disk does not take it: the charge is spent."""
+        """Durable and whole when it returns. Raises MachineFailure when the disk does not take it: the charge is spent."""
         try:
             write_whole(self.path(charge), hashlib.sha256(payload).digest() + payload)
         except OSError as error:
             remove_torn(self.folder)
             why = f"what was charged for cannot be kept ({error.strerror})"
-            raise PrivacyError(f"{why}: mend the disk; the round is lost until the officer forgives it") from error
+            raise MachineFailure(f"{why}: mend the disk; the round is lost until the officer forgives it") from error
 
     def read(self, charge: str) -> bytes | None:
         """The payload, or None when there is no file. Raises Refused("damaged") when its digest does not hold."""

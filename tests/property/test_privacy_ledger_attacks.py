@@ -246,7 +246,7 @@ SMALL = """
 import contextlib, json, os, subprocess, sys
 from pathlib import Path
 from sgps_privacy import durable
-from sgps_privacy.errors import PrivacyError, Refused
+from sgps_privacy.errors import MachineFailure, Refused
 from sgps_privacy.events import Event
 from sgps_privacy.ledger import Ledger, Order
 disk = Path(sys.argv[1])
@@ -277,7 +277,7 @@ def answered(ledger, number):
         word, line = "sent", ""
     except Refused as refused:
         word, line = refused.code, refused.detail
-    except PrivacyError as error:
+    except MachineFailure as error:
         word, line = "failure", str(error)
     kinds = [e["kind"] for e in ledger.history() if e["round"] == number]
     return {"word": word, "line": line, "trained": len(trained), "kinds": kinds, "torn": len(list(folder.rglob("*.tmp")))}
@@ -309,7 +309,7 @@ subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 for name, attempt in (("old", lambda: Ledger(folder)), ("new", lambda: Ledger(disk / "other"))):
     try:
         attempt()
-    except PrivacyError as error:
+    except MachineFailure as error:
         found[name] = str(error)
 subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
 with opened() as ledger:
