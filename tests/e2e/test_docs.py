@@ -27,6 +27,14 @@ NOT_RUN = {  # first line of a block -> why it is not run here
     "make demo      # a coordinator and three sites on this machine, two private rounds, classifiers, a report": (
         "these two are what CI and people run; the demo is run by test_demo.py"
     ),
+    "sgps pretrain base --data images --out base \\": "wants weights that cannot be had here; test_open_pipeline.py runs the path",
+    "sgps pretrain base --data images --out base --encoders open_clip:biomedclip \\": (
+        "wants weights that cannot be had here; test_open_pipeline.py runs the path"
+    ),
+    "sgps-client synthesize --exemplar exemplar.jpg --disease dermatofibroma --encoders open_clip:biomedclip --out model": (
+        "wants weights that cannot be had here; test_open_pipeline.py runs the path"
+    ),
+    "sgps-client export --model model --onnx model.onnx": "run by test_export.py, with the reader of the file",
 }
 _FENCE = re.compile(r"(?:<!-- test: (\w+) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 
