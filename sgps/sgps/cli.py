@@ -1,5 +1,6 @@
 """`sgps`: what the centre and the scientist run. Nothing heavy is imported before a command needs it."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,7 @@ def _program(
 Data = Annotated[Path, typer.Option(help="Folder with the image sets of the recipe.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 Threads = Annotated[int, typer.Option(min=1, help="Processor cores to use.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Encoders = Annotated[
     str | None,
     typer.Option(
@@ -63,11 +65,12 @@ def demo(
     epsilon: Annotated[float, typer.Option(min=0.05, max=20, help="Budget of each cohort, at delta 1e-5.")] = 3.0,
     exemplars: Annotated[int, typer.Option(min=10, help="Exemplars of each disease behind the figures.")] = 60,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """A coordinator and three sites on this machine: two private rounds, then classifiers from one exemplar, and a report."""
     from sgps.demo.story import run
 
-    run(out, data, diseases, epsilon, exemplars, seed)
+    run(out, data, diseases, epsilon, exemplars, seed, as_json)
 
 
 @pretrain.command()
@@ -103,6 +106,7 @@ def base(
     weights_licence: Annotated[str, typer.Option(help="Licence of --weights; every release names it.")] = "",
     encoders_source: Annotated[str, typer.Option(help="Where --encoders comes from; every release names it.")] = "",
     encoders_licence: Annotated[str, typer.Option(help="Licence of --encoders; every release names it.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """The base network: Lite0 transplanted into an EfficientNet-V2, distilled, fine-tuned, averaged; or your own --weights, --encoders."""
     from sgps.pretrain.process import prepare_process
@@ -119,7 +123,8 @@ def base(
     if encoders is not None:
         teacher = Teacher(Spec.parse(encoders), encoders_source, encoders_licence)
     elif encoders_source or encoders_licence:
-        raise ConfigError("belongs to --encoders", where="--encoders-source or --encoders-licence")
+        where = "--encoders-source or --encoders-licence"
+        raise ConfigError("belongs to --encoders", where=where, do="give --encoders KIND:DIR too")
     own = None
     if weights is not None:
         own = Own(
@@ -132,11 +137,11 @@ def base(
             numbers(std, "--std"),
         )
     elif any((architecture, size, mean, std, weights_source, weights_licence)):
-        raise ConfigError(
-            "belongs to --weights", where="--architecture, --size, --mean, --std, --weights-source or -licence"
-        )
+        where = "--architecture, --size, --mean, --std, --weights-source or -licence"
+        raise ConfigError("belongs to --weights", where=where, do="give --weights FILE too")
     with console() as report:
         run(data, out, recipe, seed, threads, report, own, atlas, teacher)
+    _tell(as_json, {"out": str(out)}, f"{out}: the base network")
 
 
 @pretrain.command()
@@ -148,6 +153,7 @@ def generator(
     encoders: Encoders = None,
     seed: Seed = 0,
     threads: Threads = 2,
+    as_json: AsJson = False,
 ) -> None:
     """The generator: meta-trained on public and drawn episodes; parts that do not pass stay at zero."""
     from sgps.pretrain.process import prepare_process
@@ -159,6 +165,7 @@ def generator(
 
     with console() as report:
         run(data, base, out, recipe, seed, threads, report, Spec.parse(encoders) if encoders else None)
+    _tell(as_json, {"out": str(out)}, f"{out}: the generator")
 
 
 @pretrain.command()
@@ -170,13 +177,19 @@ def release(
         typer.Option(help="generator.safetensors of `sgps pretrain generator`; without it the head is untrained."),
     ] = None,
     encoders: Encoders = None,
+    as_json: AsJson = False,
 ) -> None:
     """An unsigned release with an empty class memory: `sgps-server init --release OUT` signs it for a federation."""
     from sgps.open_encoders import Spec
     from sgps.pretrain.assemble import assemble
 
     spec = Spec.parse(encoders) if encoders else None
-    typer.echo(f"{out}: sha256 {assemble(base, generator, out, encoders=spec)}")
+    sha256 = assemble(base, generator, out, encoders=spec)
+    _tell(as_json, {"out": str(out), "sha256": sha256}, f"{out}: sha256 {sha256}")
+
+
+def _tell(as_json: bool, facts: dict[str, str], text: str) -> None:
+    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ class Spec:
             what = "holds no safetensors file" if not found else f"holds {len(found)} safetensors files"
             raise InputError(what, where=self.folder, do="save the whole state dict with safetensors.torch.save_file")
         if found[0].stat().st_size > _WEIGHTS_LIMIT:
-            raise InputError(f"is larger than {_WEIGHTS_LIMIT:,} bytes", where=found[0])
+            raise InputError(f"is larger than {_WEIGHTS_LIMIT:,} bytes", where=found[0], do="give a smaller encoder")
         try:
             return safetensors.torch.load_file(found[0])
         except SafetensorError as error:
@@ -208,7 +208,7 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], spec: Spec, drop: tuple
             f"weights and configuration differ: {first[0].strip()[:200]}", where=spec.folder, do="save both again"
         ) from error
     if bad := next((n for n, t in net.state_dict().items() if t.is_floating_point() and not t.isfinite().all()), None):
-        raise InputError(f"{bad} holds numbers that are not finite", where=spec.folder)
+        raise InputError(f"{bad} holds numbers that are not finite", where=spec.folder, do="give a sound checkpoint")
     return net.eval().requires_grad_(False)
 
 
@@ -350,7 +350,9 @@ def _transformers_image(spec: Spec) -> Built:
     try:
         mean, std = said["image_mean"], said["image_std"]
     except KeyError as error:
-        raise InputError(f"lacks {error.args[0]}", where=spec.folder / "preprocessor_config.json") from error
+        raise InputError(
+            f"lacks {error.args[0]}", where=spec.folder / "preprocessor_config.json", do="copy the whole folder"
+        ) from error
 
     def features(x: Tensor) -> Tensor:
         if both:

@@ -284,7 +284,10 @@ class Synthesizer:
                 raise InputError("is not in the catalogue and has no clinical text", where=key, do=do)
             patients = np.asarray(own.get(key, np.zeros((0, self.encoder.target.width))))
             if patients.ndim != 2 or patients.shape[1] != self.encoder.target.width or not np.isfinite(patients).all():
-                raise InputError("are not features of this release's base network", where=f"own patients of {key}")
+                do = "encode them with the network of this release"
+                raise InputError(
+                    "are not features of this release's base network", where=f"own patients of {key}", do=do
+                )
             place = memory.ids.index(entry.id) if entry and entry.id in memory.ids else None
             worth = 0.0 if place is None else memory.worth(place)
             row = np.zeros(len(memory.coordinates.directions)) if place is None else memory.row(place)

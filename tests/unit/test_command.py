@@ -1,9 +1,12 @@
 """Whatever goes wrong in a command is one line and a documented exit code; a fault of the program keeps its traceback."""
 
+import ast
 import errno
+import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,3 +88,33 @@ def _path() -> dict[str, Any]:
     import os
 
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+@pytest.mark.parametrize("module", ["sgps.cli", "sgps_client.cli", "sgps_server.cli"])
+def test_every_command_speaks_json(module: str) -> None:
+    def leaves(group: Any, path: str) -> dict[str, Any]:
+        if not hasattr(group, "commands"):
+            return {path: group}
+        return {p: c for name, inner in group.commands.items() for p, c in leaves(inner, f"{path} {name}").items()}
+
+    commands = leaves(typer.main.get_command(importlib.import_module(module).app), module)
+    assert len(commands) > 3
+    assert not [path for path, c in commands.items() if not any("--json" in p.opts for p in c.params)]
+
+
+def test_every_error_says_what_to_do() -> None:
+    """Errors that a person can mend are raised with a next step, everywhere but in the tools of the scientist."""
+    kinds = {"InputError", "ConfigError", "SignatureError", "RefusedError", "NetworkError", "StateError"}
+    root = Path(__file__).resolve().parents[2]
+    files = [
+        f for part in ("sgps/sgps", "client/sgps_client", "server/sgps_server") for f in (root / part).rglob("*.py")
+    ]
+    without = [
+        f"{file.relative_to(root)}:{call.lineno}"
+        for file in files
+        if not {"draw", "pretrain"} & set(file.parts) and file.name not in {"episodes.py", "tuning.py"}
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in kinds
+        if not any(k.arg in {"do", None} for k in call.keywords)
+    ]
+    assert not without

@@ -34,11 +34,16 @@ SHOWN = 3  # held-out patients of each disease in the report's pictures
 MARK = ".sgps-demo"  # only a folder that a demo made is made anew
 
 
-def run(out: Path, data: Path | None, diseases: str | None, epsilon: float, exemplars: int, seed: int) -> None:
-    """Everything lies in `out` afterwards; the report is `out/report.html`. Raises InputError for data that cannot be used."""
+def run(
+    out: Path, data: Path | None, diseases: str | None, epsilon: float, exemplars: int, seed: int, as_json: bool = False
+) -> None:
+    """Everything lies in `out` afterwards; the report is `out/report.html`. Raises InputError for data that cannot be used.
+
+    as_json: one JSON object with the report's table on standard output, what is said on the way on standard error.
+    """
     begun = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what we started ends with us
-    screen = Console(highlight=False)
+    screen = Console(highlight=False, stderr=as_json)
 
     def say(line: str) -> None:
         screen.print(f"[dim]{time.monotonic() - begun:5.0f} s[/]  {line}", soft_wrap=True)
@@ -75,6 +80,15 @@ def run(out: Path, data: Path | None, diseases: str | None, epsilon: float, exem
         "figures. Research software, not a medical device. " + after.manifest.licence
     )
     report.write(out / "report.html", context)
+    if as_json:
+        facts = {
+            "diseases": world.diseases,
+            "table": table,
+            "spent": context["spent"],
+            "report": str(out / "report.html"),
+        }
+        sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        return
     screen.print()
     screen.print(report.text_table(table, tuple(_label(entries, e.id) for e in entries)), soft_wrap=True, markup=False)
     screen.print(
