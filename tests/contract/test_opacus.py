@@ -102,6 +102,11 @@ def test_float32_gradients_and_parameters_are_refused() -> None:
         optimizer.step()
     with pytest.raises(PrivacyError, match="float64"):
         made(dtype=torch.float32)
+    mixed = torch.optim.SGD(
+        [torch.zeros(2, dtype=t, requires_grad=True) for t in (torch.float64, torch.float32)], lr=1.0
+    )
+    with pytest.raises(PrivacyError, match="float64"):
+        SecureDPOptimizer(mixed, group_clips=None, noise_multiplier=1.0, max_grad_norm=1.0, expected_batch_size=1)
 
 
 @pytest.mark.parametrize("clips", [None, (0.9, 1.2)], ids=["flat", "by group"])

@@ -178,7 +178,7 @@ def test_slots_without_a_patient_hold_the_zero_record() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"groups": (("memory.rows",),)}, {"sigma": math.nan}, {"steps": 0}, {"q": 0.0}, {"denominator": 0},
-     {"clips": (1.0, 1.0)}, {"clips": (math.nan,)}, {"clips": (0.0,)}, {"sigma": 1e8}],
+     {"clips": (1.0, 1.0)}, {"groups": (("memory.rows", "memory.counts"), ("memory.rows",))}, {"clips": (math.nan,)}, {"clips": (0.0,)}, {"sigma": 1e8}],
     ids=str,
 )  # fmt: skip
 def test_terms_that_do_not_fit_raise_before_the_loss_is_called(change: dict[str, object]) -> None:
@@ -191,6 +191,32 @@ def test_terms_that_do_not_fit_raise_before_the_loss_is_called(change: dict[str,
     with pytest.raises(PrivacyError):
         PrivateRound(replace(ROWS, **change), watched).run(memory(), patients(1), 200)  # type: ignore[arg-type]
     assert not called
+
+
+def test_the_loss_computes_in_the_type_that_was_asked_for_and_a_run_keeps_its_own_steps_alone() -> None:
+    types: list[torch.dtype] = []
+
+    def watched(theta: Parameters, record: Record) -> Tensor:
+        types.append(theta["w"].dtype)
+        return audit.loss(theta, record)
+
+    facts = audit.terms(steps=2)
+    for compute in (torch.float32, torch.float64):
+        work = PrivateRound(facts, watched, compute)
+        for _ in range(2):
+            work.run(audit.start(), audit.world()[:1], audit.SLOTS)
+            assert len(work.noised) == facts.steps
+        assert set(types) == {compute}
+        types.clear()
+
+
+def test_a_small_change_of_a_large_parameter_is_not_rounded_away() -> None:
+    def linear(theta: Parameters, record: Record) -> Tensor:
+        return -(theta["w"] * record["x"]).sum()
+
+    facts, quiet = Terms("episodes", 1.0, 1.0, 1, (1.0,), (("w",),), 1), audit.without_noise(PrivateRound)
+    got = quiet(facts, linear).run({"w": torch.full((2,), 1e8)}, [{"x": torch.tensor([0.5, 0.25])}], 1)
+    np.testing.assert_allclose(got["w"], [0.5, 0.25], atol=1e-4)
 
 
 def test_two_runs_of_the_same_records_never_share_noise() -> None:
