@@ -1,8 +1,9 @@
 """The generator's class memory: what other hospitals know of a disease, as one row per catalogue id.
 
-A patient's mean feature is written in the leading public coordinates, shortened to the public radius R and divided by it, and stands
-in the row of its class beside its count: `[sqrt(.8) x / R, sqrt(.2)]`, divided by the root of the number of the patient's classes, so
-that a record's norm is at most 1 (design D13). Sites send noised sums of such records; `pool` weighs them by their noised counts
+A patient's mean feature is written in the leading public coordinates, brought to the public radius R and divided by it, and stands in
+the row of its class beside its count: `[sqrt(.8) x / |x|, sqrt(.2)]`, divided by the root of the number of the patient's classes, so
+that a record's norm is 1 (design D13). Scores are cosines: a patient's direction is all that a row needs, and a longer vector has
+less noise. Sites send noised sums of such records; `pool` weighs them by their noised counts
 and keeps sufficient statistics, so that a site can take its own noised part out again. All of it is post-processing.
 
 NumPy only: the coordinator pools without torch.
@@ -17,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-# Chosen on held-out lesions of the common classes (docs/results/federated.md): shares of a record's squared norm, leading coordinates
-# that a record fills, and how often a row of noise alone stays below the threshold.
+# Chosen on lesions of the common classes that the base never saw (docs/results/federated.md): shares of a record's squared norm, leading
+# coordinates that a record fills, and how often a row of noise alone stays below the threshold.
 SHARE_ROW, SHARE_COUNT = 0.8, 0.2
 USED = 32
-_NOISE_QUANTILE = 0.95
+_NOISE_QUANTILE = 0.99
 ROWS, COUNTS = "memory.rows", "memory.counts"  # names of the arrays in a `rows` round
 LEAST = 2.0  # a noised count below two patients is taken as two (dp-utility note, section 5)
 _NOISE_DRAWS = 20_000
+_TINY = 1e-9  # a patient at the centre itself has no direction
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Coordinates:
     """Public coordinates of the base network's features: centred principal directions.
 
     mean: [f] float32, subtracted from features. directions: [k, f] float32, orthonormal rows. radius: R, length to which a
-    patient is shortened, in feature units. within: public within-class variance, summed over the k coordinates.
+    patient is brought, in feature units. within: public within-class variance, summed over the k coordinates.
     """
 
     mean: Array
@@ -74,9 +76,9 @@ def record(
     coordinates: Coordinates, features: Mapping[int, Array], classes: int, offset: Array | None = None
 ) -> tuple[Array, Array]:
     """One patient: class index -> mean feature [f] of the patient's images of that class. offset: [k], a released number that
-    centres the site (`sgps.site_mean`); it is taken off before the record is shortened, so that the norm stays bounded.
+    centres the site (`sgps.site_mean`); it is taken off before the record gets its length, so that the norm stays bounded.
 
-    Returns rows [classes, k] and counts [classes], float64, together of norm at most 1.
+    Returns rows [classes, k] and counts [classes], float64, together of norm 1 (less for a patient at the centre itself).
     Raises ValueError for a class index out of range or a patient without a class.
     """
     if not features or not all(0 <= c < classes for c in features):
@@ -84,11 +86,9 @@ def record(
     rows, counts = np.zeros((classes, len(coordinates.directions))), np.zeros(classes)
     part = 1 / np.sqrt(len(features))
     for c, feature in features.items():
-        x = (
-            coordinates.place(np.asarray(feature, dtype=np.float64)) - (0 if offset is None else offset)
-        ) / coordinates.radius
+        x = coordinates.place(np.asarray(feature, dtype=np.float64)) - (0 if offset is None else offset)
         x[coordinates.used :] = 0
-        rows[c] = part * np.sqrt(SHARE_ROW) * x / max(1.0, float(np.linalg.norm(x)))
+        rows[c] = part * np.sqrt(SHARE_ROW) * x / max(_TINY, float(np.linalg.norm(x)))
         counts[c] = part * np.sqrt(SHARE_COUNT)
     return rows, counts
 
@@ -259,7 +259,7 @@ def pool(coordinates: Coordinates, ids: Sequence[str], contributions: Sequence[C
 
 
 def noise_threshold(sigmas: Sequence[float], coordinates: Coordinates) -> float:
-    """The worth that a row of noise alone passes once in twenty times, by simulation with a fixed seed. 0 without noise."""
+    """The worth that a row of noise alone passes once in a hundred times, by simulation with a fixed seed. 0 without noise."""
     deviation = np.array(sigmas) / np.sqrt(SHARE_COUNT)
     if not deviation.any():
         return 0.0

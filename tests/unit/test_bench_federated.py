@@ -49,7 +49,8 @@ def test_the_recipe_of_its_base_sees_twenty_lesions_of_a_class_and_no_test_class
 
 def test_a_site_sends_exact_sums_or_the_engines_noise() -> None:
     place = Coordinates(np.zeros(6), np.eye(6)[:4], 1.0, 1.0)
-    patients = 0.1 * np.random.default_rng(1).normal(size=(30, 6))
+    patients = np.random.default_rng(1).normal(size=(30, 6))
+    patients[:, :4] /= np.linalg.norm(patients[:, :4], axis=1, keepdims=True)
     classes = np.arange(30) % 3
     release = shipped_release()
     exact = contribution(release, place, patients, classes, 3, None)

@@ -88,7 +88,10 @@ def test_a_row_moves_the_prototype_by_its_worth(small_release, drawn):
     known, unknown = (synthesize({n: images}, {n: "A lesion."}, release) for n in ("dermatofibroma", "something new"))
     v = ImageEncoder(release).features(images)[0]
     centre = memory.coordinates.mean
-    gap = memory.row(place) - memory.coordinates.place(v)  # without noise, as many patients in every coordinate
+    gap = memory.row(place) - memory.coordinates.place(
+        v
+    )  # without noise, as many patients in every coordinate that is used
+    gap[memory.coordinates.used :] = 0
     expected = v + worth / (1 + worth) * gap @ memory.coordinates.directions
     assert np.allclose(unit(weights(known)[0]), unit(expected - centre), atol=1e-4)
     assert np.allclose(unit(weights(unknown)[0]), unit(v - centre), atol=1e-4)
