@@ -55,6 +55,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from safetensors.numpy import load, save
 
 from sgps.wire import releases_pb2
+from sgps.memory import SHARE_COUNT, SHARE_ROW
 from sgps_privacy import egress, statement
 from sgps_privacy.events import Event
 from sgps_privacy.noise import Grid, discrete_gaussian
@@ -220,8 +221,8 @@ class FakeSite:
     def noised(self, terms: Terms, message: Message) -> dict[str, np.ndarray]:
         """Sums of records of norm 1 in class 1, and the discrete Gaussian."""
         arrays = {n: a.numpy().astype(np.float64) for n, a in message.content["arrays"].items()}
-        arrays[ROWS][1, 0] += self.patients * np.sqrt(0.9)
-        arrays[COUNTS][1] += self.patients * np.sqrt(0.1)
+        arrays[ROWS][1, 0] += self.patients * np.sqrt(SHARE_ROW)
+        arrays[COUNTS][1] += self.patients * np.sqrt(SHARE_COUNT)
         names = (ROWS, COUNTS)
         flat = np.concatenate([arrays[n].ravel() for n in names])
         grid = Grid(terms.clip, terms.sigma, flat.size)
