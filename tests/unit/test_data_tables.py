@@ -253,8 +253,10 @@ def test_a_label_can_be_left_out_and_an_unknown_one_is_told_with_its_id(six: Pat
     (line,) = records.problems
     assert "unknown class 'scar: old': 1 picture (first row 5) - write `'scar: old': ID` under `classes:`" in line
     assert "`Dermatofibroma: df`" in cohort(six, HEAD + "a,p1,l1,Dermatofibroma\n").problems[0]
-    with pytest.raises(ConfigError, match="classes: 'naevus' is no id of the catalogue"):
-        cohort(six, table, classes={"Naevus": "naevus"})
+    assert (
+        "'Naevus' is no class: 'naevus' is no id of the release: 2 pictures (first row 2) - write `Naevus: ID`"
+        in (cohort(six, table, classes={"Naevus": "naevus"}).problems[0])
+    )
 
 
 def test_public_lesions_are_read_as_their_table_says(shared_data: Path) -> None:

@@ -72,12 +72,6 @@ def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalo
     )
     if not labelled.pictures and not labelled.problems:
         raise InputError("holds no picture", where=source.path, do="check the path")
-    if stray := sorted(set(classes.values()) - {*catalogue_ids, LEFT_OUT}):
-        raise ConfigError(
-            f"{stray[0]!r} is no id of the catalogue",
-            where="classes",
-            do=f"`sgps-client classes` lists them; `{LEFT_OUT}` leaves a label out",
-        )
     known = {i.casefold(): i for i in catalogue_ids}
     pictures: dict[str, list[tuple[str, str]]] = {}
     unknown: dict[str, list[Picture]] = {}
@@ -90,15 +84,18 @@ def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalo
             pictures.setdefault(picture.unit, []).append((picture.name, label))
         else:
             unknown.setdefault(picture.label, []).append(picture)
-    problems = [*labelled.problems, *(_unknown(label, unknown[label], catalogue_ids) for label in sorted(unknown))]
+    lines = [_unknown(label, unknown[label], classes.get(label), catalogue_ids) for label in sorted(unknown)]
     notes = [f"left out, as `classes:` says: {counted(left[x], 'picture')} of {x!r}" for x in sorted(left)]
+    problems = [*labelled.problems, *lines]
     return Records(sorted(pictures), problems, [*labelled.notes, *notes], labelled.unit_column, source, pictures)
 
 
-def _unknown(label: str, pictures: Sequence[Picture], ids: Sequence[str]) -> str:
+def _unknown(label: str, pictures: Sequence[Picture], given: str | None, ids: Sequence[str]) -> str:
+    """given: what `classes:` says of the label."""
     rows = sorted(p.row for p in pictures)
     first = f"first row {rows[0]}" if rows[0] else f"first {pictures[0].name}"
     entry = Catalogue.load().find(label)
     name = f"'{label}'" if re.search(r"[^\w .()/+-]", label) else label
     do = f"write `{name}: {entry.id if entry and entry.id in ids else 'ID'}` under `classes:` (`sgps-client classes` lists ids), or `{name}: {LEFT_OUT}` to leave it out"
-    return f"unknown class {label!r}: {counted(len(pictures), 'picture')} ({first}) - {do}"
+    what = f"unknown class {label!r}" if given is None else f"{label!r} is no class: {given!r} is no id of the release"
+    return f"{what}: {counted(len(pictures), 'picture')} ({first}) - {do}"
