@@ -96,7 +96,7 @@ class Identity:
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, verify=self.tls(), trust_env=False, timeout=10)
 
-    def ask(self, name: str, **fields: Any) -> Any:
+    def ask(self, name: str, /, **fields: Any) -> Any:
         """One call of the release service; a stream's answers as a list. Raises grpc.RpcError."""
         service = releases_pb2.DESCRIPTOR.services_by_name["Releases"]
         method = service.methods_by_name[name]
