@@ -61,6 +61,7 @@ METHODS = {
     "feat": Kind("FEAT (easyfsl), trained", PEER, 0.003, 6),
     "text-only": Kind("text only, ridge map from sentence embeddings, centred", PEER),
     "tip-adapter": Kind("Tip-Adapter on the same ridge map, centred", PEER),
+    "tip-adapter-other-text": Kind("Tip-Adapter, texts exchanged between the classes, centred", PEER),
     "fit": Kind("FiT-like: BatchNorm fine-tuned on the support, centred", PEER, 2.5, 0, True),
     "bd-cspn": Kind("BD-CSPN (easyfsl)", SEEING),
     "laplacian-shot": Kind("LaplacianShot (easyfsl)", SEEING),
@@ -113,7 +114,7 @@ class Arms:
             return self._synthesis(name)
         if name == "fit":
             return self._film()
-        if name in ("text-only", "tip-adapter"):
+        if name in ("text-only", "tip-adapter", "tip-adapter-other-text"):
             return self._told(name)
         stem, centred = name.removesuffix(CENTRED), name.endswith(CENTRED) or name in ("knn", "ridge", "logistic")
         return self._head(stem.removesuffix("-lite0"), centred, "lite0" in stem)
@@ -255,11 +256,13 @@ class Arms:
 
         def method(episodes: Episodes, place: int) -> tuple[Array, float]:
             if episodes.name not in ready:
-                ready[episodes.name] = told(name, texts, samples, episodes.ways, episodes.shots)
+                ready[episodes.name] = told(name == "text-only", texts, samples, episodes.ways, episodes.shots)
             head, temperature = ready[episodes.name]
             index = episodes.index[place]
             queries = asked[index[:, episodes.shots :]].reshape(-1, asked.shape[1]) - centre
             embedding = np.stack([said[str(self.label[i])] for i in index[:, 0]])
+            if name == "tip-adapter-other-text":
+                embedding = np.roll(embedding, -1, 0)
             return head(embedding, features[index[:, : episodes.shots]] - centre, queries), temperature
 
         return method

@@ -50,9 +50,12 @@ def text_only(directions: Array, support: Array, queries: Array) -> Array:
     return np.asarray(SCALE * (unit(queries) @ directions.T))
 
 
-def told(name: str, texts: TextMap, public: Public, ways: int, shots: int) -> tuple[Told, float]:
-    """Strengths and temperature from public tasks, whose classes the map does not know. Labels of `public` are places in `texts`."""
-    options = [text_only] if name == "text-only" else [cached(s, w) for s in SHARPNESS for w in TEXT_WEIGHTS]
+def told(alone: bool, texts: TextMap, public: Public, ways: int, shots: int) -> tuple[Told, float]:
+    """Strengths and temperature from public tasks, whose classes the map does not know. Labels of `public` are places in `texts`.
+
+    alone: the text without the exemplars.
+    """
+    options = [text_only] if alone else [cached(s, w) for s in SHARPNESS for w in TEXT_WEIGHTS]
     tasks = public.tasks(ways, shots)
     place, temperature = 0, 1.0
     if tasks:

@@ -108,7 +108,7 @@ def test_fewshot_gives_every_method_the_same_episodes(data, small_release, tmp_p
         "knn",
         "protonet",
     ]
-    chosen += ["simpleshot-centred", "text-only", "tip-adapter", "bd-cspn-centred", "tim"]
+    chosen += ["simpleshot-centred", "text-only", "tip-adapter", "tip-adapter-other-text", "bd-cspn-centred", "tim"]
 
     def run(out, methods):
         return fewshot.run(data, out, list(DISEASES), small(methods), small_release())
