@@ -37,7 +37,7 @@ from sgps.shipped import shipped_release
 QUICK = ("ours", "prototype", "prototype-centred", "prototype-lite0", "prototype-lite0-centred", "knn", "ridge")
 QUICK += ("logistic", "protonet", "simpleshot", "simpleshot-centred", "bd-cspn-centred", "laplacian-shot-centred")
 SHIFTED = (*QUICK[:11], "feat" + CENTRED)
-SHIFT_EPISODES = 300
+SIDE_EPISODES = 300  # of shifts and other kinds of pictures
 
 
 class Bench:
@@ -209,7 +209,7 @@ def run(
 
 def _shifted(plain: Bench, shift: str, out: Path) -> dict[str, Any]:
     queries = Shifted.of(plain.w.pictures, shift)
-    plan = replace(plain.plan, count=min(plain.plan.count, SHIFT_EPISODES))
+    plan = replace(plain.plan, count=min(plain.plan.count, SIDE_EPISODES))
     bench = Bench(plain.w, plan, plain.release, out, plain.arms.showing(queries), shift)
     for name in (n for n in SHIFTED if n in plain.found):
         bench.measure(name)
@@ -220,6 +220,7 @@ def _shifted(plain: Bench, shift: str, out: Path) -> dict[str, Any]:
 
 
 def _domain(data: Path, plan: Plan, release: Release, out: Path) -> dict[str, Any]:
+    plan = replace(plan, count=min(plan.count, SIDE_EPISODES))
     w = world(data, (), plan, release, out)
     bench = Bench(w, plan, release, out)
     print(f"{data.name}: {', '.join(w.test)}", flush=True)
