@@ -54,8 +54,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from safetensors.numpy import load, save
 
-from sgps.wire import releases_pb2
 from sgps.memory import SHARE_COUNT, SHARE_ROW
+from sgps.wire import releases_pb2
 from sgps_privacy import egress, statement
 from sgps_privacy.events import Event
 from sgps_privacy.noise import Grid, discrete_gaussian
