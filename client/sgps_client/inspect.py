@@ -88,6 +88,9 @@ class Inspection:
         lines.append("contributed" if m.rounds else "contributed  nobody yet: no round has been run")
         for site, rounds in contributors(m).items():
             lines.append(f"  {site}: round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))}")
+        for r in m.rounds:
+            centred = ", each site centred by its own noised mean" if r.centred else ""
+            lines.append(f"  round {r.round}: {r.kind}{centred}; {', '.join(r.sites)}")
         for one in self.prices:
             lines.append(f"privacy statement of {one.site}")
             lines += [f"  {line}" for line in statement.text(one.stated).splitlines()]

@@ -31,6 +31,7 @@ from sgps_client.store import Store
 from sgps_privacy import accountant, egress, statement
 from sgps_privacy.egress import Reply
 from sgps_privacy.errors import PrivacyError, Refused
+from sgps_privacy.events import Event
 from sgps_privacy.ledger import Ledger, Order
 from sgps_privacy.terms import Terms
 
@@ -93,7 +94,7 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
         terms = check(site, plan, arrays, release, 0 if charged else _last_round(site, ledger, seen, plan), time.time())
         Seen(signed, seen.charged).write(site)
         centre = None if charged else _centre(site, ledger, plan, here(release))
-        cohort, reader = (charged, None) if charged else _next_cohort(site, ledger, plan, here(release), centre)
+        cohort, reader = (charged, None) if charged else _next_cohort(site, ledger, plan, here(release), centre, terms)
         order = Order.of(
             terms,
             federation=plan.federation,
@@ -190,14 +191,17 @@ def _centre(site: Site, ledger: Ledger, plan: Plan, release: Release) -> Centre 
 
 
 def _next_cohort(
-    site: Site, ledger: Ledger, plan: Plan, release: Release, centre: Centre | None
+    site: Site, ledger: Ledger, plan: Plan, release: Release, centre: Centre | None, terms: Terms
 ) -> "tuple[str, Records]":
     """A centred round takes the cohort whose mean it is centred by; any other the one whose turn it is."""
     readers = open_cohorts(site, ledger, release)
-    name = ledger.next_cohort(plan.federation, plan.kind, plan.round, once=KINDS[plan.kind].once)
+    event = Event(terms.sigma, terms.q, terms.steps)
+    name = ledger.next_cohort(plan.federation, plan.kind, plan.round, once=KINDS[plan.kind].once, event=event)
     if name is None:
         raise Refused(
-            "budget", "no cohort has budget left that did not pay for a round of this kind in this federation"
+            "budget",
+            "no cohort has budget left for this plan"
+            + (" that did not pay for a round of this kind in this federation" if KINDS[plan.kind].once else ""),
         )
     if centre is not None and name != centre.cohort:
         raise Refused(

@@ -189,17 +189,20 @@ class Ledger:
         facts = [c.facts for c in self._charges(federation) if c.facts["cohort"] == cohort]
         return max((int(f.get("numbers", 0)) for f in facts), default=0)
 
-    def next_cohort(self, federation: str, kind: str, round: int | None = None, *, once: bool = True) -> str | None:
+    def next_cohort(
+        self, federation: str, kind: str, round: int | None = None, *, once: bool = True, event: Event | None = None
+    ) -> str | None:
         """Whose turn it is: the cohort that `round` has charged already, else the oldest one opened since start that
-        has budget left and, where a cohort pays `once` for a kind, paid for no round of this kind in this federation.
-        None when there is none."""
+        has budget left, enough for `event` where one is named, and that, where a cohort pays `once` for a kind, paid
+        for no round of this kind in this federation. None when there is none."""
         if round is not None and (charge := self._find(federation, round, "CHARGE")):
             return str(charge.facts["cohort"])
         paid = {c.facts["cohort"] for c in self._charges(federation) if once and c.facts["plan_kind"] == kind}
         for name in self.cohorts():
             if name in self._site_budgets and name not in paid:
-                budget = self.budget(name)
-                if accountant.epsilon(self.spent(name), budget.delta) < budget.epsilon:
+                budget, spent = self.budget(name), self.spent(name)
+                left = accountant.epsilon(spent, budget.delta) < budget.epsilon
+                if left and (event is None or accountant.epsilon([*spent, event], budget.delta) <= budget.epsilon):
                     return name
         return None
 

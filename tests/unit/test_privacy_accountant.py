@@ -8,6 +8,7 @@ import dp_accounting as dpa
 import pytest
 from scipy.special import log_ndtr, ndtr
 
+from sgps_privacy import accountant
 from sgps_privacy.accountant import (
     calibrate,
     epsilon,
@@ -17,6 +18,7 @@ from sgps_privacy.accountant import (
     gaussian_mu,
     replaced_epsilon,
     signal_ratio,
+    split,
     true_positive_bound,
     with_sampler,
 )
@@ -96,6 +98,42 @@ def test_sampled_and_full_batch_events_compose() -> None:
     assert epsilon([sampled], DELTA) == pytest.approx(3.49, abs=0.01)
     assert epsilon([full, sampled], DELTA) == pytest.approx(3.75, abs=0.01)
     assert equivalent_mu([full, sampled], DELTA) == pytest.approx(gaussian_mu(epsilon([full, sampled], DELTA), DELTA))
+
+
+def test_equal_sampled_events_are_merged_and_their_order_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [Event(2.0, 0.2, 20), Event(3.0, 0.5, 2), Event(2.0, 0.2, 30)]
+    found = epsilon(parts, DELTA)
+    monkeypatch.setattr(accountant, "_composed", lambda *_: pytest.fail("composed again"))
+    with pytest.raises(pytest.fail.Exception):
+        epsilon([Event(2.0, 0.2, 51), Event(3.0, 0.5, 2)], DELTA)
+    monkeypatch.undo()
+    by_hand = dpa.pld.PLDAccountant(dpa.NeighboringRelation.REPLACE_SPECIAL)
+    for e in parts:
+        by_hand.compose(dpa.PoissonSampledDpEvent(e.q, dpa.GaussianDpEvent(e.sigma)), e.steps)
+    assert found == pytest.approx(by_hand.get_epsilon(DELTA), rel=1e-3)
+    assert epsilon(parts[::-1], DELTA) == found
+
+
+@pytest.mark.parametrize("target", [0.5, 3.0, 8.0])
+def test_shares_of_mu_squared_cost_the_target_together_and_never_more(target: float) -> None:
+    sigmas = split(target, DELTA, (0.2, 0.8))
+    assert sigmas[0] / sigmas[1] == pytest.approx(2, rel=2e-3)
+    together = epsilon([Event(s, 1.0, 1) for s in sigmas], DELTA)
+    assert target * 0.99 < together <= target
+    assert split(target, DELTA, (1.0,)) == (calibrate(target, DELTA, 1),)
+
+
+def test_shares_that_are_none_are_refused() -> None:
+    for shares in ((0.3, 0.8), (0.0, 0.5), (-0.2, 0.5)):
+        with pytest.raises(PrivacyError, match="shares"):
+            split(3.0, DELTA, shares)
+    with pytest.raises(PrivacyError, match="promises nothing"):
+        split(80.0, DELTA, (1.0,))
+
+
+def test_sampled_steps_are_calibrated_to_the_fourth_figure() -> None:
+    sigma = calibrate(3, DELTA, 20, 0.25)
+    assert epsilon([Event(sigma, 0.25, 20)], DELTA) <= 3 < epsilon([Event(sigma - 0.002, 0.25, 20)], DELTA)
 
 
 @pytest.mark.slow

@@ -195,6 +195,40 @@ def test_a_cohort_without_budget_or_not_opened_has_no_next_turn(tmp_path: Path) 
         assert ledger.next_cohort("f", "rows") == "b"
 
 
+def test_a_kind_that_a_cohort_may_pay_for_again_takes_the_oldest_that_can_pay(ledger: Ledger) -> None:
+    ledger.open_cohort("b", ["3"], 3.0, DELTA)
+    event = Event(2.0, 1.0, 1)
+    turns = []
+    for number in range(1, 6):
+        cohort = ledger.next_cohort("f", "episodes", number, once=False, event=event)
+        turns.append(cohort)
+        if cohort is not None:
+            ledger.answer(order(number, sigma=2.0, cohort=cohort), lambda: b"x")
+    assert turns == ["a", "a", "b", "b", None]  # epsilon 1.99, then 2.94, each
+    assert ledger.next_cohort("f", "episodes", once=False) == "a"  # something is left, for a cheaper plan
+
+
+def test_a_receipt_stands_for_the_charge_and_the_very_bytes(ledger: Ledger) -> None:
+    payload, receipt = ledger.answer(order(1), lambda: b"noised")
+    facts, found = ledger.released("f", receipt) or ({}, b"")
+    assert (found, facts["plan_kind"], facts["cohort"], facts["sigma"]) == (payload, "episodes", "a", 5.0)
+    assert ledger.released("g", receipt) is None and ledger.released("f", "a" * 64) is None
+    charge = next(iter(ledger.outbox.charges()))
+    assert ledger.released("f", charge) is None  # a CHARGE is no receipt
+    ledger.outbox.write(charge, b"another")
+    assert code(lambda: ledger.released("f", receipt)) == "damaged"
+    ledger.outbox.path(charge).unlink()
+    assert code(lambda: ledger.released("f", receipt)) == "damaged"
+
+
+def test_the_largest_sum_of_a_cohort_in_a_federation_is_known(ledger: Ledger) -> None:
+    assert ledger.most_numbers("a", "f") == 0
+    for number, numbers in ((1, 65), (2, 4420), (3, 195)):
+        ledger.answer(replace(order(number), numbers=numbers), lambda: b"x")
+    assert ledger.most_numbers("a", "f") == 4420
+    assert ledger.most_numbers("a", "g") == ledger.most_numbers("b", "f") == 0
+
+
 # --- forgiveness -------------------------------------------------------------------------------------------------------
 
 

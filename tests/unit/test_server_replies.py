@@ -119,6 +119,7 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
             ),
             "cap below": lambda: fields.update(sign(facts(cap_epsilon=2.9))),
             "no delta": lambda: fields.update(sign(facts(delta=1.0))),
+            "fewer numbers": lambda: fields.update(sign(facts(most_numbers=14))),
             "other groups": lambda: fields.update(sign(facts(groups=2))),
         }
         actions[name]()
@@ -142,7 +143,7 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
         ("larger epsilon", "statement_figures"), ("flattering replacement", "statement_figures"),
         ("flattering share", "statement_figures"), ("not exact", "statement_figures"), ("other sampler", "statement_figures"),
         ("other cross-check", "statement_figures"), ("other accountant", "statement_figures"), ("cap below", "statement_figures"),
-        ("no delta", "statement_facts"), ("other groups", "statement_facts"),
+        ("no delta", "statement_facts"), ("fewer numbers", "statement_figures"), ("other groups", "statement_facts"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_gets_its_word(name: str, word: str) -> None:
@@ -150,6 +151,28 @@ def test_what_is_wrong_gets_its_word(name: str, word: str) -> None:
     assert verdict(arrays, fields) == "accepted"
     spoil(name)(arrays, fields)
     assert verdict(arrays, fields) == word
+
+
+SAMPLED = Terms("episodes", 2.0, 0.5, 4, (1.0,), (("w",),), 64)
+
+
+@pytest.mark.parametrize(("issued", "word"), [((SAMPLED,), "accepted"), ((), "statement_facts")])
+def test_sampled_events_count_where_a_plan_asked_for_them(issued: tuple[Terms, ...], word: str) -> None:
+    """The cohort has paid for sampled episodes before; the statement of a rows round says so."""
+    arrays, fields = good()
+    event = Event(SAMPLED.sigma, SAMPLED.q, SAMPLED.steps)
+    found = statement.statement(
+        TERMS, [event, Event(1.391, 1.0, 1)], delta=1e-5, cap=9.0, numbers=15, code_hash=CODE, plan_hash=PLAN.sha256(),
+        most_numbers=865,
+    )  # fmt: skip
+    fields.update(sign(found))
+    key = public_pem(KEY.public_key())
+    try:
+        check("north", key, PLAN, SHAPES, arrays, fields, most_patients=1000, issued=issued)
+    except Rejected as error:
+        assert error.code == word
+    else:
+        assert word == "accepted"
 
 
 def test_the_statements_of_many_sites_and_rounds_fit_into_a_release() -> None:
