@@ -168,4 +168,4 @@ def result(release: Release, number: int, sent: Mapping[tuple[int, str], Sent]) 
 
 def separable(terms: Mapping[str, Any]) -> bool:
     """Whether one site's part of a round can be taken out again. Sums can; a change of the generator cannot: later rounds start from it."""
-    return terms["kind"] != "episodes"
+    return bool(terms["kind"] != "episodes")
