@@ -336,7 +336,7 @@ def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "size", "mean", "own_texts"),
-    [("tf_efficientnetv2_b0", 96, [0.5] * 3, False), ("tf_efficientnetv2_b1", 48, [0.485, 0.456, 0.406], True)],
+    [("tf_efficientnetv2_b0", 48, [0.5] * 3, False), ("tf_efficientnetv2_b1", 48, [0.485, 0.456, 0.406], True)],
 )
 def test_run_from_images_to_result(
     tmp_path: Path, recipe: MetaRecipe, architecture: str, size: int, mean: list[float], own_texts: bool
