@@ -220,6 +220,8 @@ def test_shifts_change_the_queries_and_nothing_else(pictures):
 def test_fewshot_refuses_what_it_does_not_know(data, small_release, tmp_path):
     with pytest.raises(InputError, match="magic"):
         fewshot.run(data, tmp_path, ["df", "vasc"], small(["magic"]), small_release())
+    with pytest.raises(InputError, match="two classes"):
+        fewshot.run(data, tmp_path, ["df", "vasc"], fewshot.Plan([1], [1], 4), small_release())
     command = ["--data", str(data), "--meta-test", "df,vasc", "--ways", "2", "--shots", "9", "--out", str(tmp_path)]
     assert fewshot.main(command) == 2
 
@@ -280,13 +282,13 @@ def test_a_row_without_noise_is_the_mean_of_the_patients(pictures, known, small_
         [world.stack(rows[pictures.lesion[rows] == n]).mean(0) - memory.coordinates.mean for n in site]
         for site in held["df"]
     ]
-    z = [np.array(s) @ memory.coordinates.directions.T for s in by_site if s]
-    z = [x / np.maximum(1, np.linalg.norm(x, axis=1, keepdims=True) / memory.coordinates.radius) for x in z]
+    z = [np.array(s) @ memory.coordinates.directions[: memory.coordinates.used].T for s in by_site if s]
+    z = [memory.coordinates.radius * x / np.linalg.norm(x, axis=1, keepdims=True) for x in z]
     weight = [len(x) for x in z]
     expected = sum(w * x.sum(0) for w, x in zip(weight, z, strict=True)) / sum(
         w * len(x) for w, x in zip(weight, z, strict=True)
     )
-    assert np.allclose(exact.row(place), expected, atol=1e-4)
+    assert np.allclose(exact.row(place)[: memory.coordinates.used], expected, atol=1e-4)
     noisy = [one_exemplar.noised(sums, memory, e, np.random.default_rng(1)) for e in (8.0, 1.0)]
     off = [np.linalg.norm(m.total[place] - exact.total[place]) for m in noisy]
     assert off[0] < off[1]
