@@ -25,8 +25,9 @@ class PrivacyError(Exception):
     site."""
 
 
-class MachineFailure(PrivacyError):
-    """The disk does not take what has to be kept. Nobody's mistake in the settings, and no answer about a record."""
+class MachineFailure(PrivacyError, OSError):
+    """The disk does not take what has to be kept: nobody's mistake in the settings, and no answer about a record. An
+    OSError to whoever waits for the disk and tries again."""
 
 
 class Refused(Exception):

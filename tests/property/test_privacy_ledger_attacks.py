@@ -361,6 +361,15 @@ def test_a_full_disk_charges_nothing_that_it_cannot_keep(tmp_path: Path) -> None
     assert {"uncharged", "no outbox", "sent"} <= ends
 
 
+def test_a_disk_that_fails_is_trouble_that_passes_and_keeps_its_line(tmp_path: Path) -> None:
+    """Who waits for a disk catches OSError; the line is all that there is to say."""
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError) as caught:
+        Ledger(tmp_path / "file" / "ledger")
+    assert isinstance(caught.value, PrivacyError) and caught.value.strerror is None
+    assert str(caught.value).endswith("make folder and disk writable for this account")
+
+
 def test_a_read_only_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
     found = on_a_small_disk(tmp_path, READ_ONLY)
     for name in ("old", "new"):
