@@ -105,7 +105,7 @@ class Reply:
             raise PrivacyError("the statement is no mapping")
         f = fields
         reply = cls(dict(arrays), f["weight"], f["plan"], f["code"], f["status"], f["receipt"], found)
-        if found and _canonical(found) != f["statement"]:
+        if f["statement"] and (not found or _canonical(found) != f["statement"]):
             raise PrivacyError("the statement is not in canonical form")
         return reply
 

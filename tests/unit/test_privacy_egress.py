@@ -85,6 +85,7 @@ def smuggle_array(name: str, array: Any) -> Callable[[], object]:
         lambda: accept({}, plan_id="p", code_hash="c", statement=words()),
         lambda: Reply({}, 1, "p", "c", "budget", "", {"count": 3}),
         lambda: Reply(ARRAYS, 1, "p", "c", "budget", "", {}),
+        lambda: Reply({}, 1, "p", "c", "budget", "a" * 64, {}),
         lambda: Reply(ARRAYS, 17, "p", "c", "accepted", "", words()),
         lambda: Reply(ARRAYS, True, "p", "c", "accepted", "", words()),
         lambda: Reply(ARRAYS, 1, "p", "c", "accepted", f"{NAME}", words()),
@@ -125,6 +126,16 @@ def test_a_count_in_the_bytes_is_refused_on_arrival() -> None:
     }
     with pytest.raises(PrivacyError):
         decode(save({}, {"reply": json.dumps(rest, sort_keys=True, separators=(",", ":"))}))
+
+
+def test_only_the_canonical_bytes_of_a_reply_are_one() -> None:
+    meta = {"weight": 1, "plan_id": "", "code_hash": "", "status": "budget", "receipt": "", "statement": {}}
+    text = json.dumps(meta, sort_keys=True, separators=(",", ":"))
+    assert decode(save({}, {"reply": text})).status == "budget"
+    with pytest.raises(PrivacyError, match="canonical"):
+        decode(save({}, {"reply": json.dumps(meta, sort_keys=True)}))
+    with pytest.raises(PrivacyError, match="exactly the keys"):
+        decode(save({}, {"reply": text, "note": NAME}))
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"", lambda b: b[:8], lambda b: b.replace(b"accepted", b"rejected"),
@@ -211,6 +222,13 @@ def test_other_flat_fields_are_refused(change: dict[str, Any]) -> None:
     arrays, fields = reply().parts("beef")
     with pytest.raises(PrivacyError):
         Reply.from_parts(arrays, {**fields, **change})
+
+
+@pytest.mark.parametrize("statement", ["{}", "[]", "0", "null", '""'])
+def test_a_refusal_has_no_statement_of_any_kind(statement: str) -> None:
+    arrays, fields = refuse("budget", plan_id="p").parts()
+    with pytest.raises(PrivacyError):
+        Reply.from_parts(arrays, {**fields, "statement": statement, "signature": "beef"})
 
 
 def test_a_statement_in_other_words_than_were_signed_is_refused() -> None:

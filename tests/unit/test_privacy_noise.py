@@ -47,6 +47,18 @@ def test_below_is_uniform_also_where_the_bound_is_no_power_of_two() -> None:
     assert chisquare(np.bincount(SecureBits().below(7, 70_000), minlength=7)).pvalue > 1e-6
 
 
+def test_a_word_of_the_last_partial_block_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([[2**64 - 1, 5], [2**64 - 1], [7]])  # 2^64 - 1 is a multiple of 3, so 0 would come once too often
+    monkeypatch.setattr(SecureBits, "words", lambda self, count: np.array(next(drawn), dtype=np.uint64))
+    assert SecureBits().below(3, 2).tolist() == [1, 2]
+
+
+def test_a_draw_whose_square_would_leave_64_bits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = iter([True, *[True] * 70, False])  # the low part is kept, then seventy coins in a row
+    monkeypatch.setattr(noise, "_bernoulli_exp", lambda bits, n, _: np.full(n.size, next(heads)))
+    assert noise._discrete_laplace(SecureBits(), 5, 24).size == 0
+
+
 def test_no_two_key_streams_are_equal() -> None:
     assert len({SecureBits().words(4).tobytes() for _ in range(100)}) == 100
 
@@ -57,6 +69,12 @@ def test_the_grid_keeps_sigma_for_the_sensitivity_after_rounding(sigma: float, s
     worst = 0.7 * (1 + grid.slack) / grid.gamma + 1.001 * math.sqrt(size)  # grid steps between neighbouring sums
     assert worst * sigma == pytest.approx(2**24, rel=1e-12)
     assert 0 < grid.std / (sigma * 0.7) - 1 < 3e-4
+
+
+def test_the_errors_of_sums_in_float64_are_paid_for() -> None:
+    for clip, sigma, size in ((1.0, 1.391, 4420), (0.3, 10.0, 64)):
+        room = 2.0**24 / sigma - 1.001 * math.sqrt(size)
+        assert Grid(clip, sigma, size).gamma * room == pytest.approx(clip * (1 + 1e-6), rel=1e-9)
 
 
 def test_rounding_neighbours_moves_whole_numbers_by_no_more_than_is_paid_for() -> None:
