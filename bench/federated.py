@@ -223,7 +223,7 @@ def run(data: Path, out: Path, splits: int = 10, draws: int = 2, curve_splits: i
         "setting": {"sites": SIZES, "dirichlet": SPREAD, "delta": DELTA, "splits": splits, "draws": draws},
         "agrees with synthesis within": max(gaps),
         "arms": summary(cells, world.test),
-        "curve": curve(found, len(judge.s.memory.coordinates.directions)),
+        "curve": curve(found, judge.s.memory.coordinates.used),
         "cells": cells,
         "curve cells": found,
         "seconds": round(time.perf_counter() - start, 1),
