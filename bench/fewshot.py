@@ -139,6 +139,8 @@ def run(
     """
     plan, start = plan or Plan(), time.perf_counter()
     methods = chosen(plan.methods)
+    if min(plan.ways) < 2 or min(plan.shots) < 1:
+        raise InputError("an episode needs two classes and one exemplar of each", where="--ways, --shots")
     if min(plan.count, plan.slow) < 2:
         raise InputError("an interval needs at least 2", where="--episodes")
     release = release or shipped_release()
