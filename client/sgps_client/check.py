@@ -26,7 +26,6 @@ from sgps_client.store import Store
 from sgps_client.tls import proxy_for, shake_hands, tls_context
 from sgps_privacy.errors import PrivacyError, Refused
 
-AHEAD, BEHIND = 5.0, 300.0  # seconds of clock difference that the coordinator's server takes
 SOON = 30  # days
 LEAST_FREE = 500 << 20  # bytes: a release and its successor, outbox, log
 CONNECT_SECONDS = 10.0
@@ -145,9 +144,9 @@ def _network(site: Site, box: _Box) -> Iterator[Finding]:
         if contributes:
             shake_hands(rounds, context)
         with Coordinator(site) as coordinator:
-            before = time.time()
+            asked = time.time()
             status = coordinator.status()
-            now = (before + time.time()) / 2
+            ahead, off = status.clock(asked, time.time())
             record = _record(site, coordinator)
     except NetworkError as error:
         yield raised("network", error)
@@ -159,9 +158,8 @@ def _network(site: Site, box: _Box) -> Iterator[Finding]:
         )
     missing = f"; waits for {', '.join(status.waiting_for)}" if status.waiting_for else ""
     yield good("network", f"mutual TLS works; {status.state}, round {status.round} of {status.rounds}{missing}")
-    ahead = now - status.time
     text = f"this clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
-    if ahead > AHEAD or ahead < -BEHIND:
+    if off:
         yield Finding("clock", BAD, text, "set it by NTP: the coordinator takes 5 s ahead and 300 s behind at most", 6)
     else:
         yield good("clock", text)

@@ -21,6 +21,7 @@ from sgps_client.config import Site
 from sgps_client.tls import TIMEOUT, proxy_for, tls_context, told
 
 MESSAGE_LIMIT = 8 << 20  # bytes; a manifest has at most half of that
+AHEAD, BEHIND = 5.0, 300.0  # seconds of clock difference that the coordinator's Flower server takes
 PULL_SECONDS = 570.0  # of one stream, a little less than the coordinator's own limit; what is left comes with the next
 ReleaseName = Annotated[str, Field(pattern=r"^[0-9a-z][0-9a-z-]{0,63}$")]
 _OPTIONS = (
@@ -75,6 +76,12 @@ class Status(BaseModel):
     sites: Mapping[str, str] = {}
     waiting_for: tuple[str, ...] = ()
     time: float
+
+    def clock(self, asked: float, heard: float) -> tuple[float, bool]:
+        """Seconds that this clock is ahead of the coordinator's, and whether that is certainly too much: the answer was given at
+        some moment between `asked` and `heard`, both by this clock."""
+        off = not (asked - self.time <= AHEAD and heard - self.time >= -BEHIND)
+        return (asked + heard) / 2 - self.time, off
 
 
 class Coordinator:

@@ -116,8 +116,9 @@ class Worker:
     def _step(self) -> bool:
         """One look at the coordinator and at most one order. True: all is done."""
         if time.monotonic() >= self._next_status:
+            asked = time.time()
             status = self.coordinator.status()
-            self._hello(status)
+            self._hello(status, *status.clock(asked, time.time()))
             self._fetch(status.latest)
             self._witness(status.latest)
             self._prepare()
@@ -139,18 +140,20 @@ class Worker:
         self._order(self.fleet, self.inflight.read_bytes())
         return False
 
-    def _hello(self, status: Status) -> None:
+    def _hello(self, status: Status, ahead: float, off: bool) -> None:
         if status.fingerprint != self.site.config.federation.fingerprint:
             raise NetworkError(
                 "is the coordinator of another federation", where=self.coordinator.url, do="check site.yaml"
             )
+        if off and self.contributes:  # its registration and its plans would be refused, without a word of clocks
+            what = f"this clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
+            raise NetworkError(what, where=self.coordinator.url, do="set it by NTP")
         if not self._online:
-            clock = status.time - time.time()
             self._online = True
             self._say(
                 "online",
                 f"online at {self.coordinator.url}: federation {status.federation}, {status.state}, round {status.round} of "
-                f"{status.rounds}; clocks differ by {abs(clock):.1f} s",
+                f"{status.rounds}; clocks differ by {abs(ahead):.1f} s",
                 federation=status.federation, url=self.coordinator.url, state=status.state, round=status.round, rounds=status.rounds,
             )  # fmt: skip
 

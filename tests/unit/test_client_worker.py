@@ -216,6 +216,47 @@ def test_another_federations_coordinator_gets_nothing(bench: Bench, monkeypatch:
     assert "another federation" in run.report.said[0][1]["line"]
 
 
+@pytest.mark.parametrize(("ahead", "words"), [(3600.0, "3600.0 s ahead of"), (-3600.0, "3600.0 s behind")])
+def test_a_clock_that_is_off_is_told_and_nothing_is_asked_before_it_is_set(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ahead: float, words: str
+) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
+    real, wrong = run.status, [ahead, ahead]
+
+    def status() -> Status:
+        if not wrong:
+            return real()
+        assert not run.link.calls
+        return real().model_copy(update={"time": time.time() - wrong.pop()})
+
+    run.worker.coordinator.status = status  # type: ignore[method-assign]
+    run.go()
+    assert run.report.events()[:3] == ["offline", "offline", "online"]
+    first = run.report.said[0][1]["line"]
+    assert words in first and "set it by NTP" in first
+    assert "answered" in run.report.events()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "asked", "heard", "off"),
+    [
+        (100.0, 100.0, 100.1, False),
+        (100.0, 104.9, 105.0, False),
+        (100.0, 106.0, 106.1, True),
+        (100.0, 104.0, 130.0, False),  # a slow answer says little: it may have been given at once
+        (1000.0, 701.0, 701.1, False),
+        (1000.0, 690.0, 699.0, True),
+    ],
+)
+def test_a_clock_is_off_only_where_a_slow_line_cannot_explain_it(
+    theirs: float, asked: float, heard: float, off: bool
+) -> None:
+    status = Status(
+        federation="derm", fingerprint="a" * 64, state="running", round=1, rounds=1, time=theirs, latest=Named(name="0000", sha256="a" * 64)
+    )  # fmt: skip
+    assert status.clock(asked, heard) == (pytest.approx((asked + heard) / 2 - theirs), off)
+
+
 def test_only_one_worker_for_a_folder(bench: Bench) -> None:
     with worker.only_one(bench.site), pytest.raises(StateError, match="another"), worker.only_one(bench.site):
         pass
