@@ -1,6 +1,7 @@
 """The part of `check` that looks at cohorts: lists, pictures, the ledger's closed lists, budgets. Nothing is spent or written."""
 
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from sgps.release import Release
 from sgps_client.config import Cohort, Site
 from sgps_client.data.table import counted
 from sgps_client.findings import BAD, NOTE, Finding, good, raised
+from sgps_client.forecast import too_few
 from sgps_client.records import cohort_of, within
 from sgps_client.round import open_ledger
 from sgps_privacy import accountant, statement
@@ -63,9 +65,21 @@ def _list(site: Site, name: str, reader: "Records") -> Iterator[Finding]:
         f"{name}: {len(patients)} patients in {slots} slots, {sum(map(len, images))} images, "
         f"{len(reader.classes())} classes; the unit is {reader.unit_column}",
     )
+    yield from _too_few(site, name, images)
     if over := sum(len(found) > cap for found in images):
         what = f"{name}: {counted(over, 'patient')} with more than {cap} images"
         yield Finding(AREA, NOTE, what, "the first ones are taken")
+
+
+def _too_few(site: Site, name: str, images: Sequence[Sequence[tuple[str, object]]]) -> Iterator[Finding]:
+    """What the forecast says of diseases with too few patients here, in one line."""
+    patients = Counter(label for found in images for label in {label for label, _ in found})
+    budget = next(c.budget for c in site.config.cohorts if c.name == name)
+    few = too_few(patients, budget.epsilon, budget.delta)
+    if few:
+        smallest = next(iter(few))
+        what = f"{name}: too few patients to help alone at epsilon {budget.epsilon:g}: {', '.join(f'{c} {patients[c]}' for c in few)}"
+        yield Finding("forecast", NOTE, what, f"nothing to mend; of {smallest}: {few[smallest]}")
 
 
 def _pictures(site: Site, name: str, reader: "Records") -> Iterator[Finding]:

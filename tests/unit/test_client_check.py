@@ -60,6 +60,8 @@ def test_a_site_in_order_has_no_problem(bench: Bench) -> None:
     assert not [f for f in found if f.bad], texts(found)
     assert {"settings", "keys", "network", "clock", "disk", "release", "cohort", "budget"} <= {f.area for f in found}
     assert "5 patients in 8 slots, 10 images, 3 classes; the unit is patient_id" in texts(found)
+    few = next(f for f in found if f.area == "forecast")
+    assert not few.bad and "too few patients to help alone" in few.what and "only receiving" in few.do
 
 
 def test_every_problem_is_told_at_once(bench: Bench, online: dict[str, Any]) -> None:
