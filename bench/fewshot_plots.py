@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
+matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "sgps"})  # small files, the same bytes again
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
