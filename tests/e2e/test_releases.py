@@ -62,7 +62,9 @@ def calls(process: int, found: set[int], stop: threading.Event) -> None:
     while not stop.wait(0.01):
         try:
             links = {os.readlink(f"/proc/{process}/fd/{fd}") for fd in os.listdir(f"/proc/{process}/fd")}
-            lines = [x for name in ("tcp", "tcp6") for x in Path(f"/proc/{process}/net/{name}").read_text().splitlines()]
+            lines = [
+                x for name in ("tcp", "tcp6") for x in Path(f"/proc/{process}/net/{name}").read_text().splitlines()
+            ]
         except OSError:
             continue
         for fields in (line.split() for line in lines):
@@ -182,5 +184,3 @@ def test_a_second_port_that_is_taken_ends_the_start_in_one_line(f: fed.Federatio
     said = (f.work / "server.log").read_text()
     assert f"127.0.0.1:{f.port + 1}: cannot listen - free the port or change `releases`" in said.splitlines()[-1]
     assert "Traceback" not in said
-
-

@@ -138,7 +138,9 @@ def test_only_a_certificate_of_this_federation_is_answered(centre: Centre, north
             check = health_pb2_grpc.HealthStub(line).Check
             assert code(lambda found=check: found(health_pb2.HealthCheckRequest(), timeout=20)) == "UNAVAILABLE"
     with channel(centre, identity(north, other.folder.ca.joinpath("ca.crt").read_bytes())) as line:
-        assert code(lambda: call(line, "Status")) == "UNAVAILABLE"  # and the site turns away a coordinator of another CA
+        assert (
+            code(lambda: call(line, "Status")) == "UNAVAILABLE"
+        )  # and the site turns away a coordinator of another CA
 
 
 def test_a_caller_over_an_older_tls_is_nobody(north: Site) -> None:
