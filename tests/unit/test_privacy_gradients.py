@@ -78,6 +78,7 @@ BAD: dict[str, Any] = {
     "infinite": {"x": torch.full((3, WIDTH), math.inf), "y": torch.ones(5)},
     "of another shape": {"x": torch.ones(2, WIDTH), "y": torch.ones(5)},
     "of whole numbers": {"x": torch.ones(3, WIDTH, dtype=torch.int64), "y": torch.ones(5)},
+    "with a name too many": {"x": torch.ones(3, WIDTH), "y": torch.ones(5), "z": torch.ones(1)},
     "short of a name": {"x": torch.ones(3, WIDTH)},
     "no mapping": 3,
 }

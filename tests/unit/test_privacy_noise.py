@@ -105,6 +105,12 @@ def test_a_sigma_that_makes_the_grid_coarse_is_refused() -> None:
         Grid(1.0, 2e4, 8000)
 
 
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.inf, math.nan])
+def test_a_clip_that_bounds_nothing_makes_no_grid(clip: float) -> None:
+    with pytest.raises(PrivacyError, match="no sound grid"):
+        Grid(clip, 1.0, 10)
+
+
 def test_noise_reads_no_random_state_that_a_program_can_set(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = []
     for _ in range(2):
