@@ -95,6 +95,7 @@ class Judge:
         text = s.text.embed([self.ours.text(disease)])
         itself = same_disease(s.bank, (disease, *(entry.names if entry else ())), text[0])
         others = [i for i in s.bank.of_domain(entry.domain if entry else "") if i not in itself]
+        others = others or [i for i in range(len(s.bank.classes)) if i not in itself]
         own, rivals = self.logits(prototypes, queries), queries @ self.rival_weight.T + self.rival_bias
         out = np.empty_like(own)
         for e, p in enumerate(prototypes):

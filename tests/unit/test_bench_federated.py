@@ -1,18 +1,21 @@
 """`bench.federated`: nobody is both at a site and tested, sums are exact without noise, bounds are those of the statistics books."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.federated import RECIPE
-from bench.federated_arms import area, contribution, noise_multiplier
+from bench.federated_arms import Judge, area, contribution, noise_multiplier
 from bench.federated_report import bound, curve, kept_bound, plot, report, summary
 from bench.federated_world import SIZES, World
 from bench.pictures import Pictures
-from sgps.memory import Coordinates, pool
+from bench.shipped import Ours
+from sgps.memory import Coordinates, Memory, pool
 from sgps.pretrain.pool import held_out
 from sgps.pretrain.recipe import read_recipe
+from sgps.release import Release
 from sgps.shipped import shipped_release
 
 COMMON, TEST = ("nv", "mel", "bkl", "bcc"), ("akiec", "df", "vasc")
@@ -60,6 +63,22 @@ def test_a_site_sends_exact_sums_or_the_engines_noise() -> None:
     difference = np.concatenate([np.append(s.rows - exact.rows, s.counts - exact.counts) for s in sent])
     assert difference.std() == pytest.approx(noise_multiplier(3.0), rel=0.15)
     assert len(np.unique(difference)) == difference.size
+
+
+def test_its_scores_are_those_of_synthesis(small_release: Callable[..., Release]) -> None:
+    release = small_release((), 30)
+    made = release.memory()
+    features = made.coordinates.lift(made.coordinates.radius * np.random.default_rng(2).normal(size=(12, 64)) / 8)
+    pictures = Pictures.__new__(Pictures)
+    object.__setattr__(pictures, "label", np.repeat(["df", "vasc"], 6))
+    judge = Judge(Ours(release, pictures, dict(enumerate(features))))
+    queries = list(range(1, 12))
+    for disease, memory in (("df", made), ("vasc", made), ("df", Memory.empty(made.coordinates, made.ids))):
+        assert judge.agree(disease, 0, queries, memory) < 1e-3
+    wrong = Memory(**{**vars(made), "count": 2 * made.count})
+    judge.prototypes = lambda d, e, m: Judge.prototypes(judge, d, e, wrong)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="differ from those of synthesis"):
+        judge.agree("df", 0, queries, made)
 
 
 def test_area_counts_ties_half() -> None:
