@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -109,8 +110,9 @@ Form = tuple[tuple[str, tuple[int, ...]], ...]
 def separable(loss: Loss, theta: Form, record: Form, dtype: torch.dtype, device: torch.device, threads: int) -> bool:
     """Whether rows of a chunk are independent of each other, to the bit, for this loss on this machine. Public numbers only.
 
-    A chunk of random records, then every second place holds something else (zeros, huge and tiny numbers, NaN, infinity), then the
-    other half, then all places but one in another order: no bit of a row whose record stayed may move.
+    A chunk of random records, then ten times half of the places hold something else (zeros, huge and tiny numbers, NaN, infinity): any
+    two places differ in one binary digit, so every place stands once beside any other that changed. No bit of a row whose record stayed
+    may move.
     """
     make = torch.Generator().manual_seed(0)
     parameters = {n: (torch.rand(s, generator=make) / 10).to(device, dtype) for n, s in theta}
@@ -122,10 +124,10 @@ def separable(loss: Loss, theta: Form, record: Form, dtype: torch.dtype, device:
     whole = _rows(loss, parameters, public, shapes)
     if whole is None or not all(g.isfinite().all() for g in whole.values()):
         return False
-    for kept in (range(0, CHUNK, 2), range(1, CHUNK, 2), range(CHUNK // 2, CHUNK // 2 + 1)):
-        others: list[Record] = [*reversed(public)] if len(kept) == 1 else odd
-        moved = _rows(loss, parameters, [public[i] if i in kept else others[i] for i in range(CHUNK)], shapes)
-        if moved is None or not all(torch.equal(whole[n][list(kept)], g[list(kept)]) for n, g in moved.items()):
+    for digit, value in product(range((CHUNK - 1).bit_length()), (0, 1)):
+        kept = [i for i in range(CHUNK) if i >> digit & 1 == value]
+        moved = _rows(loss, parameters, [public[i] if i in kept else odd[i] for i in range(CHUNK)], shapes)
+        if moved is None or not all(torch.equal(whole[n][kept], g[kept]) for n, g in moved.items()):
             return False
     return True
 

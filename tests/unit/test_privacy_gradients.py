@@ -121,6 +121,24 @@ def test_a_machine_on_which_rows_of_a_chunk_move_each_other_goes_one_by_one(monk
     assert loss.seen[-4:] == [False] * 4
 
 
+@pytest.mark.parametrize(("source", "into"), [(1, 0), (0, 1), (18, 16), (2, 0), (31, 3), (0, 31)])
+def test_a_leak_from_any_place_into_any_other_is_seen(monkeypatch: pytest.MonkeyPatch, source: int, into: int) -> None:
+    def faulty(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        whole = torch.func.vmap(function, **options)
+
+        def run(parameters: Parameters, columns: Parameters) -> Parameters:
+            found = whole(parameters, columns)
+            found["b"][into] += 1e-5 * columns["y"][source].nan_to_num(0, 0, 0)
+            return found
+
+        return run
+
+    monkeypatch.setattr(gradients, "vmap", faulty)
+    loss = Chunked()
+    per_record_gradients(loss, theta(), people(5))
+    assert loss.seen[-1] is False
+
+
 def test_a_loss_that_no_chunk_can_hold_goes_one_by_one() -> None:
     class Branching(Chunked):
         def __call__(self, theta: Parameters, record: Record) -> Tensor:
