@@ -118,6 +118,20 @@ def test_a_limit_that_is_nan_lets_nothing_through(field: str) -> None:
         replace(SITE, **{field: math.nan}).check(Terms.from_mapping(GOOD), SHAPES, "code")
 
 
+@pytest.mark.parametrize(
+    ("limit", "change", "code"),
+    [({"max_clip": math.inf}, {}, "plan_clip"), ({"min_sigma": 1e-9}, {"sigma": 1e-6}, "plan_sigma"),
+     ({"max_q": 2.0}, {}, "plan_q"), ({"denominator": -64}, {}, "plan_denominator")],
+    ids=str,
+)  # fmt: skip
+def test_a_limit_that_limits_nothing_lets_nothing_through(
+    limit: dict[str, float], change: dict[str, float], code: str
+) -> None:
+    with pytest.raises(Refused) as caught:
+        replace(SITE, **limit).check(Terms.from_mapping({**GOOD, **change}), SHAPES, "code")  # type: ignore[arg-type]
+    assert caught.value.code == code
+
+
 def test_only_the_code_of_a_refusal_is_visible() -> None:
     refused = Refused("budget", "patient Anna Muster is too much")
     assert str(refused) == "budget" and refused.args == ("budget",) and "Anna" not in repr(refused)
