@@ -46,19 +46,19 @@ class Call:
 
 
 def requests(sent: bytes) -> list[Request]:
-    """The requests of one HTTP/1.1 connection, in order. Raises ValueError for a byte that belongs to none of them; the last one may
-    be cut off."""
+    """The requests of one HTTP/1.1 connection, in order. Raises ValueError for a byte that belongs to none of them. An answer has the
+    same form, but for its first line."""
     found = []
     while sent:
         head, divider, rest = sent.partition(b"\r\n\r\n")
         if not divider:
-            break
+            raise ValueError(f"cut off: {head[:100]!r}")
         line, *lines = head.decode("ascii").split("\r\n")
         headers = [tuple(text.split(": ", 1)) for text in lines]
-        names = dict((name.lower(), value) for name, value in headers)  # noqa: C402
-        if len(names) != len(headers) or "transfer-encoding" in names:
-            raise ValueError(f"headers twice, or a body of unknown length: {lines}")
+        names = {name.lower(): value for name, value in headers}
         size = int(names.get("content-length", "0"))
+        if len(rest) < size or len(names) != len(headers) or "transfer-encoding" in names:
+            raise ValueError(f"cut off, a header twice, or a body of unknown length: {line}, {sorted(names)}")
         found.append(Request(line, names, rest[:size]))
         sent = rest[size:]
     return found
@@ -90,7 +90,7 @@ class Relay:
         """Bodies of the good answers to requests of `path`."""
         found = []
         for sent, received in zip(self.connections, self.received, strict=True):
-            replies = requests(bytes(received))  # an answer has a line, headers and a body, as a request has
+            replies = requests(bytes(received))
             found += [
                 reply.body
                 for asked, reply in zip(requests(bytes(sent)), replies, strict=False)
