@@ -61,7 +61,6 @@ CALLS: dict[str, Any] = {
 }
 SECRETS = (
     "Jane",
-    "Doe",
     "jane",
     "melanoma",
     "patient 0",
