@@ -58,6 +58,14 @@ def synthesize(
         bool, typer.Option("--with-own-patients", help="Count the site's own patients exactly; needs site.yaml.")
     ] = False,
     false_alarms: Annotated[float, typer.Option(min=0.001, max=0.5, help="Level of false alarms to aim at.")] = 0.10,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the release's text encoder, where it is not the installed one; default: the site's.",
+            metavar="KIND:DIR",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a complete classifier from one exemplar and a clinical text, or from several diseases, without training."""
@@ -71,7 +79,10 @@ def synthesize(
     making.check_target(out)
     site = making.site_of(config)
     source = making.release_of(release, key, sha256, site)
-    classifier, notes = making.make(asked, source, site if with_own_patients else None, with_own_patients, false_alarms)
+    spec = making.encoders_of(encoders, source, site)
+    classifier, notes = making.make(
+        asked, source, site if with_own_patients else None, with_own_patients, false_alarms, spec
+    )
     classifier.save(out)
     seconds = round(time.monotonic() - start, 1)
     facts = making.facts(classifier, out, source, notes, seconds)
