@@ -63,10 +63,16 @@ class _Prepared:
     def patients(
         self, site: Site, release: Release, cohort: str, reader: "Records", pictures: bool
     ) -> list[Patient | None]:
-        key = (str(site.file), cohort, release.manifest.encoder_sha256, pictures, tuple(reader.patients))
+        key = self.key(site, release, cohort, reader, pictures)
         if key not in self.kept:
             self.kept[key] = encoded(reader, self._encoder(release), release, site, pictures)
         return self.kept[key]
+
+    @staticmethod
+    def key(
+        site: Site, release: Release, cohort: str, reader: "Records", pictures: bool
+    ) -> tuple[str, str, str, bool, tuple[str, ...]]:
+        return str(site.file), cohort, release.manifest.encoder_sha256, pictures, tuple(reader.patients)
 
     def _encoder(self, release: Release) -> "ImageEncoder":
         from sgps.encoders import ImageEncoder
@@ -92,6 +98,11 @@ def prepared(
     """
     reader = reader or cohort_of(site, cohort, release.manifest.classes)
     return _prepared.patients(site, release, cohort, reader, pictures)
+
+
+def keep(site: Site, release: Release, cohort: str, reader: "Records", patients: Sequence[Patient | None]) -> None:
+    """Use these patients, encoded elsewhere from the pictures of `reader`, for the life of the process."""
+    _prepared.kept[_prepared.key(site, release, cohort, reader, False)] = [*patients]
 
 
 def encoded(

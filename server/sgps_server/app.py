@@ -4,14 +4,15 @@ There sites run code that may come over the wire and nobody stands at the door, 
 only**. The rounds, checks and pooling are those of `sgps-server`; resuming, releases and the registry's live changes are not here.
 
 Run configuration: `federation`, the path of federation.yaml in a folder that `sgps-server init` made and where the sites are
-enrolled. The pooled memory is written to state/memory.safetensors.
+enrolled; `public`, the licence under which their pictures are published. The pooled memory is written to state/memory.safetensors.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from sgps.errors import ConfigError
@@ -21,6 +22,7 @@ from sgps.plan import Plan, SignedPlan
 from sgps.release import MEMORY, Release
 from sgps.signing import load_private
 from sgps_server import releases
+from sgps_server.checkpoint import read_state
 from sgps_server.config import Folder
 from sgps_server.kinds import CONDUCT, terms_of
 from sgps_server.plans import PlanOffice, accepted_code
@@ -29,23 +31,38 @@ from sgps_server.replies import MOST_TEXT, Rejected, signed_by
 from sgps_server.strategy import RoundStrategy
 
 _log = logging.getLogger(__name__)
+_REASON = "a stock Flower federation runs code that comes over the wire, so it is for public data only"
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """All rounds of federation.yaml. Raises ConfigError when the run configuration names no federation."""
-    path = context.run_config.get("federation")
-    if not isinstance(path, str):
+    """All rounds of federation.yaml. Raises ConfigError when the run configuration names no federation or no licence of public data,
+    or when hospitals have contributed to the federation."""
+    path, licence = context.run_config.get("federation"), context.run_config.get("public")
+    if not isinstance(path, str) or not path:
         raise ConfigError(
             "names no federation", where="run configuration", do="set federation to the path of federation.yaml"
         )
-    _log.warning("stock Flower: public data only")
+    if not isinstance(licence, str) or not licence:
+        raise ConfigError(
+            f"does not say that all pictures are public; {_REASON}",
+            where="run configuration",
+            do="set public to their licence, or use sgps-server",
+        )
     folder = Folder.of(Path(path))
+    if read_state(folder.state).accepted:
+        raise ConfigError(
+            f"has contributions of sites of its own; {_REASON}", where=folder.config, do="use sgps-server"
+        )
+    _log.info("public data only: %s", licence)
     strategy = open_strategy(folder)
     settings = folder.settings()
     strategy.start(grid, strategy.start_arrays, num_rounds=settings.rounds, timeout=settings.deadline_after)
+    context.state["contributions"] = MetricRecord(
+        {f"round {r}": n for r, n in Counter(r for r, _ in strategy.pooled).items()}
+    )
     if strategy.outcome is not None:
         write_atomic(folder.state / MEMORY, strategy.outcome.files[MEMORY])
 
