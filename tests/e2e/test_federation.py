@@ -261,8 +261,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sgps.plan import SignedPlan
 from sgps_server import plans
 real, kinds = plans.PlanOffice.plan, ("altered", "other key", "expired", "other site", "beyond limits")
-def forged(self, round, attempt, *rest):
-    plan, signed = real(self, round, attempt, *rest)
+def forged(self, round, attempt, *rest, **more):
+    plan, signed = real(self, round, attempt, *rest, **more)
     now, key = time.time(), self._key
     past = {"issued": now - 30, "answer_at": now - 20, "deadline": now - 10}
     def make():
