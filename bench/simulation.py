@@ -55,7 +55,130 @@ class Memories(threading.Thread):
         super().__init__(daemon=True)
         self.peak, self._end = 0, threading.Event()
 
-    def run(
+    def run(self) -> None:
+        while not self._end.wait(SAMPLE):
+            self.peak = max(self.peak, sum(map(_proportional, _family(os.getpid()))))
+
+    def close(self) -> int:
+        self._end.set()
+        self.join()
+        return self.peak
+
+
+def _family(root: int) -> set[int]:
+    """A process and all below it."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):  # it has ended meanwhile
+            continue
+    found, new = {root}, {root}
+    while new := {child for child, parent in parents.items() if parent in new} - found:
+        found |= new
+    return found
+
+
+def _proportional(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def simulate(world: World, licence: str, sites: int, cpus: int, address: str | None) -> dict[str, int]:
+    """One round of all virtual sites. address: of a Ray cluster that runs already. Returns contributions by round."""
+    run_config = {"federation": str(world.folder.config), "public": licence, "sites": str(world.sites)}
+    contributions: dict[str, int] = {}
+    server, client = ServerApp(), ClientApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        context.run_config = {**run_config}  # the engine's own starter of apps gives none
+        sgps_server.app.app(grid, context)
+        contributions.update({k: int(v) for k, v in context.state.metric_records["contributions"].items()})
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        told = Context(context.run_id, context.node_id, context.node_config, context.state, {**run_config})
+        return sgps_client.app.public(message, told)
+
+    init: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": True}
+    init |= {"address": address} if address else {"num_cpus": cpus, "object_store_memory": 128 << 20}
+    run_simulation(server, client, sites, backend_config={"init_args": init, "client_resources": {"num_cpus": 1}})
+    return contributions
+
+
+def judged(world: World, release: Release, seed: int) -> list[dict[str, Any]]:
+    """What the memory is worth for each disease on patients of no site, in percent: one exemplar alone and blended with the row.
+
+    Exemplars are patients of no site, too; the others of their disease against those of the other diseases are scored, by centred cosine.
+    """
+    site, ids = Site.load(world.held_out), release.manifest.classes
+    before, after = release.memory(), Memory.from_arrays(load_file(world.folder.state / MEMORY), ids)
+    patients = [p for p in records.prepared(site, release, simulation_world.COHORT) if p is not None]
+    features = np.array([next(iter(p.means().values())) for p in patients])
+    label = np.array([p.labels[0] for p in patients])
+    bank = Bank.of(release)
+    mine = bank.of_domain("drawn") if {*world.diseases} <= {*PRESETS} else []
+    chosen = np.isin(bank.label, mine) if len(mine) else np.ones(len(bank.label), bool)
+    inside, rng, out = (
+        before.coordinates.inside(bank.features[chosen], bank.label[chosen]),
+        np.random.default_rng(seed),
+        [],
+    )
+    for disease in world.diseases:
+        c = ids.index(disease)
+        cells: dict[str, list[float]] = {"before": [], "after": []}
+        for exemplar in rng.permutation(np.flatnonzero(label == c))[:EXEMPLARS]:
+            rest = np.arange(len(label)) != exemplar
+            for name, memory in (("before", before), ("after", after)):
+                prototype = memory.blend(features[exemplar], 1, c, inside)
+                cells[name].append(_area(prototype, features[rest], label[rest] == c, memory))
+        row = after.coordinates.lift(np.asarray(after.row(c)))
+        out.append(
+            {
+                "disease": disease, "patients": world.dealt[disease], "noised count": float(after.count[c]), "worth": after.worth(c),
+                "tested": world.tested[disease], **{k: float(np.mean(v)) for k, v in cells.items()},
+                "row alone": _area(row, features, label == c, after),
+            }
+        )  # fmt: skip
+    return out
+
+
+def _area(prototype: Array, queries: Array, positive: Array, memory: Memory) -> float:
+    mean = memory.coordinates.mean
+    return 100 * auroc(unit(queries - mean) @ unit(prototype - mean), positive)
+
+
+def report(results: Mapping[str, Any]) -> str:
+    head = (
+        "disease", "patients at the sites", "noised count", "worth of the row", "before: one exemplar", "after: exemplar and row",
+        "row alone",
+    )  # fmt: skip
+    rows = [
+        (
+            d["disease"], str(d["patients"]), f"{d['noised count']:.0f}", f"{d['worth']:.1f}", f"{d['before']:.1f}", f"{d['after']:.1f}",
+            f"{d['row alone']:.1f}",
+        )
+        for d in results["diseases"]
+    ]  # fmt: skip
+    s, run = results["seconds"], results["run"]
+    scale = (
+        f"{run['sites']} virtual sites, {run['contributions']} contributions, epsilon {run['epsilon']:g} for each patient, "
+        f"{run['cpus']} processes; data: {run['licence']}."
+    )
+    meaning = (
+        f"AUROC in percent on patients of no site, means over {EXEMPLARS} exemplars; before the round the memory is empty. A row of "
+        f"worth 0 may be noise alone and is not used. Seconds: {s['world']:.0f} to make pictures, sites and keys, "
+        f"{s['features']:.0f} to read and encode {run['patients']} patients, {s['round']:.0f} for the round. "
+        f"Peak memory of all processes in the round: {results['peak'] / 2**30:.2f} GiB."
+    )
+    return f"{scale}\n\n{table(head, rows)}\n\n{meaning}\n"
+
+
+def run(
     out: Path, make: Callable[[Path], Data], sites: int, tested: int, epsilon: float, cpus: int, address: str | None, seed: int
 ) -> dict[str, Any]:  # fmt: skip
     """Make the world below `out`, run one round, judge the memory, write simulation.json and simulation.md.
