@@ -348,4 +348,6 @@ main()
     assert other.wait(150) == 0
     calls = set((work / "calls").read_text().splitlines())
     assert calls
-    assert all(f", {f.port}" in call for call in calls), calls  # gRPC's calls are not Python's: tests/e2e/test_releases.py
+    assert all(f", {f.port}" in call for call in calls), (
+        calls
+    )  # gRPC's calls are not Python's: tests/e2e/test_releases.py

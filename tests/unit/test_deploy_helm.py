@@ -152,7 +152,9 @@ def test_the_coordinator_takes_the_settings_that_the_chart_writes(changes: dict[
     text = resources(values(**changes))["ConfigMap"]["data"]["federation.yaml"]
     federation = Federation.model_validate(parse(text, "federation.yaml"))
     assert federation.rounds == changes.get("federation__rounds", 1)
-    assert set(parse(text, "federation.yaml")) | {"code", "episodes"} == set(Federation.model_fields), "every key is a value"
+    assert set(parse(text, "federation.yaml")) | {"code", "episodes"} == set(Federation.model_fields), (
+        "every key is a value"
+    )
 
 
 def test_the_pod_can_do_little() -> None:

@@ -30,9 +30,7 @@ class World:
         self.registry.add("north", Site(key=KEY, role="contribute", approved=0.0, expires=1.0))
         self.passed: list[tuple[str, bytes]] = []
         self.admitted: list[str] = []
-        self.gate = Gate(
-            self.flower, Porter(self.registry, Audit(self.audit), lambda *_, **__: None), self.admit
-        )
+        self.gate = Gate(self.flower, Porter(self.registry, Audit(self.audit), lambda *_, **__: None), self.admit)
 
     def admit(self, name: str, key: str) -> None:
         self.admitted.append(name)
