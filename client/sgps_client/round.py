@@ -67,8 +67,9 @@ def answer(site: Site, text: str, signature: str, arrays: Arrays, *, wait: bool 
     try:
         reply = _carried_out(site, plan, signed, arrays)
     except Refused as refused:
+        spent = "its charge stands" if refused.code == "round_lost" else "nothing was spent"
         log.current()(
-            "refused", f"round {plan.round} refused: {refused.detail or refused.code}; nothing was spent",
+            "refused", f"round {plan.round} refused: {refused.detail or refused.code}; {spent}",
             bad=True, round=plan.round, plan=plan.sha256(), code=refused.code,
         )  # fmt: skip
         reply = egress.refuse(refused.code, plan_id=plan.sha256(), code_hash=code)
