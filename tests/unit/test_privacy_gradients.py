@@ -154,6 +154,47 @@ def test_a_loss_that_no_chunk_can_hold_goes_one_by_one() -> None:
         assert loss.seen[-1] is False
 
 
+def test_a_loss_whose_gradients_cannot_be_compared_goes_one_by_one() -> None:
+    class Endless(Chunked):
+        def __call__(self, theta: Parameters, record: Record) -> Tensor:
+            return super().__call__(theta, record) * math.inf
+
+    loss = Endless()
+    assert not any(g.any() for g in per_record_gradients(loss, theta(), people(2)).values())
+    assert loss.seen[-1] is False
+
+
+def test_every_chunk_has_the_same_number_of_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[int] = set()
+
+    def watched(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def run(parameters: Parameters, columns: Parameters) -> Any:
+            sizes.update(len(c) for c in columns.values())
+            return torch.func.vmap(function, **options)(parameters, columns)
+
+        return run
+
+    monkeypatch.setattr(gradients, "vmap", watched)
+    for count in (1, 3, CHUNK, CHUNK + 1):
+        per_record_gradients(Chunked(), theta(), people(count))
+    assert sizes == {CHUNK}
+
+
+@pytest.mark.parametrize("kind", [Chunked, Alone])
+def test_a_parameter_that_the_loss_does_not_read_has_no_gradient_and_the_others_keep_theirs(
+    kind: type[Chunked],
+) -> None:
+    rows = per_record_gradients(kind(), {**theta(), "unread": torch.ones(2)}, people(2))
+    assert not rows["unread"].any() and rows["w"].any()
+
+
+def test_one_number_of_many_that_is_not_finite_makes_the_whole_record_zero() -> None:
+    rows = {"w": torch.ones(2, 5, 3, dtype=torch.float64), "b": torch.ones(2, 5, dtype=torch.float64)}
+    rows["w"][1, 4, 2] = math.nan
+    clean = gradients.zero_bad_records(rows)
+    assert clean["w"][0].all() and clean["b"][0].all() and not clean["w"][1].any() and not clean["b"][1].any()
+
+
 def test_a_chunk_that_fails_on_the_machine_is_evaluated_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     loss, records = Chunked(), people(3)
     per_record_gradients(loss, theta(), records)

@@ -112,6 +112,16 @@ def test_sizes_names_and_code_are_limited(shapes: dict[str, tuple[int, ...]], co
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({"clips": [0.1] * 10_001}, "plan_clip"), ({"groups": [["w"] * 6_000, ["b"] * 6_000]}, "plan_groups"),
+     ({"groups": [["w"], [""]]}, "plan_groups"), ({"groups": [["w" * 201]]}, "plan_groups")],
+    ids=["clips", "names", "no name", "long name"],
+)  # fmt: skip
+def test_lists_and_names_of_the_terms_are_limited(change: dict[str, Any], code: str) -> None:
+    assert refusal(change) == code
+
+
 @pytest.mark.parametrize("field", ["max_clip", "min_sigma", "max_q"])
 def test_a_limit_that_is_nan_lets_nothing_through(field: str) -> None:
     with pytest.raises(Refused):
