@@ -192,3 +192,11 @@ def test_delta_lies_strictly_between_nothing_and_one(delta: float) -> None:
 
 def test_a_sampled_event_with_next_to_no_noise_passes_every_budget_at_once() -> None:
     assert epsilon([Event(0.01, 0.5, 3)], DELTA) == math.inf
+
+
+@pytest.mark.parametrize(("sigma", "distance"), [(3.731, 1e-6), (1.391, 2e-7)])
+def test_what_the_sampler_costs_is_paid_at_the_epsilon_that_is_stated(sigma: float, distance: float) -> None:
+    """(eps, d) of the ideal becomes (eps, d + (1 + e^eps) tau) of the real sampler; distances far above the real one, about 1e-13."""
+    events = [Event(sigma, 1.0, 1)]
+    stated = with_sampler(events, DELTA, distance)
+    assert accountant.epsilon(events, DELTA - (1 + math.exp(stated)) * distance) <= stated
