@@ -40,7 +40,7 @@ def typed(value: Any) -> Any:
 def values(**changes: Any) -> dict[str, Any]:
     text = (CHART / "values.yaml").read_text().replace("{}", "{ }")
     found = typed(parse(text, "values.yaml"))
-    found["image"]["tag"] = "0.1.0"
+    found["image"]["tag"] = "0.2.0"
     for place, value in changes.items():
         *path, last = place.split("__")
         inner = found
@@ -165,7 +165,7 @@ def test_the_pod_can_do_little() -> None:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": "false", "readOnlyRootFilesystem": "true", "capabilities": {"drop": ["ALL"]},
         }  # fmt: skip
-        assert container["image"] == "sgps-server:0.1.0"
+        assert container["image"] == "sgps-server:0.2.0"
         assert {m["name"] for m in container["volumeMounts"]} <= {"data", "settings", "tmp"}
 
 
