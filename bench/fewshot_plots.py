@@ -39,9 +39,10 @@ def _accuracy(r: Mapping[str, Any]) -> Figure:
     kinds, methods = list(r["methods"][OURS]), list(r["methods"])[::-1]
     figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 + 2.4 * len(kinds), 1.2 + 0.22 * len(methods)), sharey=True)
     for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
-        for y, m in enumerate(methods):
-            a = r["methods"][m][kind]["accuracy"]
-            axis.errorbar(100 * a["mean"], y, xerr=100 * a["half"], fmt="o", ms=3.5, color=COLOURS[METHODS[m].family])
+        for family, colour in COLOURS.items():
+            own = [(y, r["methods"][m][kind]["accuracy"]) for y, m in enumerate(methods) if METHODS[m].family == family]
+            x, half = ([100 * a[k] for _, a in own] for k in ("mean", "half"))
+            axis.errorbar(x, [y for y, _ in own], xerr=half, fmt="o", ms=3.5, color=colour)
         axis.axvline(100 * r["methods"][OURS][kind]["accuracy"]["mean"], color=COLOURS[OURS], lw=0.6, ls=":")
         axis.set_title(kind, fontsize=9)
         axis.set_xlabel("accuracy, %", fontsize=8)

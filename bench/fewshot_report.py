@@ -146,8 +146,11 @@ def _domains(r: Found) -> list[str]:
     if not r["domains"]:
         return []
     lines = ["", "## Other kinds of pictures", ""]
+    sets = [by for found in r["domains"].values() for by in found["methods"].values()]
+    count = max(len(a["episodes"]) for by in sets for a in by.values())
     lines.append(
-        "Every class of a set is a test class. Accuracy in percent, in brackets ours minus the method with its verdict."
+        f"Every class of a set is a test class, {count} episodes of each kind. Accuracy in percent, in brackets ours minus the method with "
+        "its verdict."
     )
     for name, found in r["domains"].items():
         kinds = list(next(iter(found["methods"].values())))
