@@ -15,6 +15,7 @@ from sgps_client.cli_classes import classes
 from sgps_client.cli_classifier import evaluate, predict, synthesize
 from sgps_client.cli_export import export
 from sgps_client.cli_ledger import ledger, plans
+from sgps_client.cli_serve import serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -204,7 +205,7 @@ def forecast(
     _say(as_json, found.facts(), found.text())
 
 
-for _command in (classes, synthesize, predict, evaluate, export):
+for _command in (classes, synthesize, predict, evaluate, export, serve):
     app.command()(_command)
 app.add_typer(ledger, name="ledger")
 app.add_typer(plans, name="plans")

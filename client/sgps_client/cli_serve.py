@@ -1,0 +1,58 @@
+"""The command serve: the clinician's page."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    models: Annotated[
+        Path | None, typer.Option(help="Folder below which classifiers are saved; default: none are.", metavar="DIR")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    release: Annotated[
+        Path | None, typer.Option(help="Release; default: the site's newest, else the shipped one.", metavar="DIR")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Pinned key of --release; default: the site's.", metavar="FILE")
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="Or the pinned SHA-256 of its release.yaml.", metavar="HEX")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The site's settings; default: site.yaml where there is one.", metavar="FILE")
+    ] = None,
+    false_alarms: Annotated[float, typer.Option(min=0.001, max=0.5, help="Level of false alarms to aim at.")] = 0.10,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the release's text encoder, where it is not the installed one; default: the site's.",
+            metavar="KIND:DIR",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """A page in this machine's browser: make a classifier from one picture and ask it. Ctrl-C stops; nothing else can connect."""
+    from sgps_client import offline
+
+    offline.switch_off()
+    from sgps_client import making
+
+    site = making.site_of(config)
+    source = making.release_of(release, key, sha256, site)
+    spec = making.encoders_of(encoders, source, site)
+    if models is not None:
+        models.mkdir(mode=0o700, parents=True, exist_ok=True)
+    import sgps.synthesis  # noqa: F401  # torch loads before the page opens, not while somebody waits
+    from sgps_client import serve as page
+    from sgps_client.serve_desk import Desk
+    from sgps_client.serve_door import Door
+
+    def ready(door: Door) -> None:
+        text = f"open {door.address}\nit opens once, in this machine's browser; Ctrl-C stops"
+        typer.echo(json.dumps({"address": door.address, "release": source.manifest.name}) if as_json else text)
+
+    page.run(Desk(source, models, false_alarms, spec), port, ready, lambda line: typer.echo(line, err=True))
