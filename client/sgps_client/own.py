@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgps import site_mean
 from sgps.errors import ConfigError, InputError, StateError
 from sgps.memory import COUNTS, ROWS, Contribution, Memory
 from sgps.release import Release
@@ -27,8 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Own:
-    """features: catalogue id -> mean feature of each own patient [patients, f]. memory: without the site's noised part, and moved
-    to the site's own camera where the release's rows are centred: by the plain mean of the own patients, which never leaves.
+    """features: catalogue id -> mean feature of each own patient [patients, f]. memory: without the site's noised part.
 
     notes: what was left out, one line each.
     """
@@ -50,17 +48,12 @@ def own_patients(
         raise ConfigError("cohorts: there is none", where=site.file, do="leave out --with-own-patients")
     shown = {_pixels(image) for images in exemplars.values() for image in images}
     found: dict[str, list[NDArray[Any]]] = {i: [] for i in exemplars}
-    centred = any(r.centred for r in release.manifest.rounds)
-    means = site_mean.common(release) if centred else {}
-    coordinates, classes = release.memory().coordinates, release.manifest.classes
-    total, count = np.zeros(coordinates.used), np.zeros(1)
-    wanted = {*found, *(classes[c] for c in means)}
     unread = repeated = 0
     for cohort in site.config.cohorts:
         reader = cohort_of(site, cohort.name, release.manifest.classes)
         for patient in reader.patients:
             pictures = reader.images(patient)[: site.config.images_per_patient]
-            if not any(label in wanted for label, _ in pictures):
+            if not any(label in found for label, _ in pictures):
                 continue
             try:
                 images = [(label, load()) for label, load in pictures]
@@ -70,15 +63,8 @@ def own_patients(
             if any(_pixels(image) in shown for _, image in images):
                 repeated += 1
                 continue
-            own = {
-                label: encoder.features([image for one, image in images if one == label]).mean(0)
-                for label in sorted({label for label, _ in images} & wanted)
-            }
-            for label in own.keys() & found.keys():
-                found[label].append(own[label])
-            gap = site_mean.record(coordinates, means, {classes.index(label): f for label, f in own.items()})
-            if gap is not None:
-                total, count = total + gap[0], count + gap[1]
+            for label in sorted({label for label, _ in images} & set(found)):
+                found[label].append(encoder.features([image for one, image in images if one == label]).mean(0))
     notes = [f"{counted(unread, 'own patient')} with pictures that cannot be read: left out"] if unread else []
     if repeated:
         notes.append(f"{counted(repeated, 'own patient')} showing an exemplar: not counted twice")
@@ -87,8 +73,6 @@ def own_patients(
         parts = own_contributions(site, release, ledger)
     for part in parts:
         memory = memory.without(part)
-    if centred:
-        memory = memory.moved(site_mean.offset(total, count, 0.0, coordinates))
     features = {i: np.stack(rows).astype(np.float32) for i, rows in found.items() if rows}
     return Own(features, memory, tuple(notes))
 

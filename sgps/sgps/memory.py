@@ -173,10 +173,6 @@ class Memory:
             noise=np.maximum(self.noise - weight**2 * _row_variance(own.sigma, self.coordinates), 0),
         )
 
-    def moved(self, offset: Array) -> "Memory":
-        """Every row moved by `offset` [k]: from the common centre to that of a site whose camera lies there."""
-        return replace(self, total=self.total + self.count[:, None] * offset)
-
     def arrays(self) -> dict[str, Array]:
         """Everything but the ids, for one safetensors file."""
         c = self.coordinates

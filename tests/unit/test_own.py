@@ -10,7 +10,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
 from site_bench import CLASSES, FEATURES, Bench, K
 
-from sgps import site_mean
 from sgps.encoders import ImageEncoder
 from sgps.errors import ConfigError, StateError
 from sgps.images import read
@@ -78,24 +77,6 @@ def test_a_lost_outbox_is_an_error_and_no_double_count(bench: Bench) -> None:
     release = federated(bench, pool(site_bench.coordinates(), CLASSES, [others()]), happened, again)
     with pytest.raises(StateError, match=r"outbox: holds nothing of round 2.*count twice"):
         own_patients(bench.site, release, ImageEncoder(release), {"df": []})
-
-
-def test_rows_of_a_centred_release_are_moved_to_the_sites_camera_by_its_plain_mean(bench: Bench) -> None:
-    """Patients 0, 1, 3 and 4 have common classes; the mean of their residuals never leaves."""
-    happened = Round(round=2, kind="rows", terms={"kind": "rows"}, sites=("south",), centred=True)
-    release = federated(bench, pool(site_bench.coordinates(), CLASSES, [others()]), happened)
-    memory = own_patients(bench.site, release, ImageEncoder(release), {"vasc": []}).memory
-    coordinates, means = release.memory().coordinates, site_mean.common(release)
-    patients = [p for p in records.prepared(bench.site, release, "first") if p is not None]
-    parts = [r for r in (site_mean.record(coordinates, means, p.means()) for p in patients) if r]
-    assert len(parts) == 4
-    total, count = (np.sum([r[i] for r in parts], axis=0) for i in (0, 1))
-    offset = site_mean.offset(total, count, 0.0, coordinates)
-    assert np.linalg.norm(offset) > 0.1
-    assert memory.total == pytest.approx(release.memory().total + release.memory().count[:, None] * offset, abs=1e-4)
-    plain = federated(bench, pool(site_bench.coordinates(), CLASSES, [others()]), name="0002")
-    same = own_patients(bench.site, plain, ImageEncoder(plain), {"vasc": []}).memory
-    assert np.array_equal(same.total, plain.memory().total)
 
 
 def test_features_are_means_over_the_patients_pictures_of_the_class(bench: Bench) -> None:

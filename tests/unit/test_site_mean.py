@@ -14,7 +14,6 @@ import site_bench
 
 from sgps import memory, site_mean
 from sgps.files import sha256_file
-from sgps.memory import SHARE_COUNT, Memory
 from sgps.release import MANIFEST, Release
 
 COORDINATES = site_bench.coordinates()
@@ -84,12 +83,3 @@ def test_centred_rows_of_another_camera_lie_where_the_public_ones_do() -> None:
     plain, _ = memory.record(COORDINATES, {2: disease * 0.01}, 3)
     centred, _ = memory.record(COORDINATES, {2: disease * 0.01 + seen - disease}, 3, SHIFT)
     assert np.allclose(plain, centred, atol=1e-6)
-
-
-def test_a_memory_moved_to_a_site_has_its_rows_there_and_the_same_worth() -> None:
-    rows, counts = np.zeros((3, site_bench.K)), np.array([10.0, 0.0, 20.0]) * math.sqrt(SHARE_COUNT)
-    pooled = memory.pool(COORDINATES, site_bench.CLASSES, [memory.Contribution(rows, counts, 0.5)])
-    moved = pooled.moved(SHIFT)
-    assert moved.row(2) == pytest.approx(pooled.row(2) + SHIFT)
-    assert [moved.worth(c) for c in range(3)] == [pooled.worth(c) for c in range(3)]
-    assert isinstance(moved, Memory)
