@@ -17,6 +17,8 @@ from torch import Tensor
 
 from bench.pictures import Pictures
 from bench.shipped import Ours
+from sgps.encoders import ImageEncoder
+from sgps.errors import InputError
 from sgps.images import views
 from sgps.memory import Contribution, pool, record
 from sgps.rivals import unit
@@ -68,12 +70,12 @@ def reidentified(
     place = np.searchsorted(rows, exemplars)
     eight = np.stack([features[int(r)] for r in rows])
     images = [pictures.image(int(r)) for r in rows]
-    encoder = ours.synthesizer.encoder.encoder
+    encoder = ImageEncoder(ours.synthesizer.release)
     one, worse = encoder.features(images, views=1), encoder.features([degraded(i) for i in images], views=1)
     head = heads(ours, disease, [[int(r)] for r in exemplars])
 
     def itself(i: int) -> Array:
-        return (np.arange(len(rows)) == place[i]).astype(int)
+        return np.asarray(np.arange(len(rows)) == place[i], int)
 
     out = [
         matched(head, eight - centre, itself, "the same picture, eight views"),
@@ -104,9 +106,10 @@ def behind(
     ours: Ours, pictures: Pictures, features: Mapping[int, Array], disease: str, most: int, sigma: float, seed: int
 ) -> Found:
     """The exemplar with a row of the class memory behind it, made of half of the disease's lesions at noise `sigma`; the attacker knows
-    the release and says what the head would be for each candidate of the other half."""
+    the release and says what the head would be for each candidate of the other half. Raises InputError for a disease without a row."""
     s, random = ours.synthesizer, np.random.default_rng([seed, 12])
-    entry = s.catalogue.find(disease)
+    if (entry := s.catalogue.find(disease)) is None:
+        raise InputError("is not in the catalogue: it has no row", where=disease)
     c, rows = s.memory.ids.index(entry.id), np.flatnonzero(pictures.label == disease)
     names = random.permutation(np.unique(pictures.lesion[rows]))
     away = np.isin(pictures.lesion[rows], names[::2])
