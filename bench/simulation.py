@@ -19,6 +19,7 @@ from typing import Any
 from sgps_client.offline import switch_off
 
 switch_off()  # before flwr and ray are imported
+os.environ.setdefault("RAY_worker_niceness", "0")  # else a busy machine does not come to them
 
 import numpy as np
 from flwr.app import Context, Message

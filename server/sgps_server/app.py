@@ -27,7 +27,7 @@ from sgps_server.config import Folder
 from sgps_server.kinds import CONDUCT, terms_of
 from sgps_server.plans import PlanOffice, accepted_code
 from sgps_server.registry import Registry
-from sgps_server.replies import MOST_TEXT, Rejected, signed_by
+from sgps_server.replies import MOST_TEXT, Accepted, Rejected, signed_by
 from sgps_server.strategy import RoundStrategy
 
 _log = logging.getLogger(__name__)
@@ -77,6 +77,15 @@ class SignedRounds(RoundStrategy):
     ) -> Iterable[Message]:
         self.issue(server_round, sorted(self.keys))
         return [self.order(node) for node in sorted(grid.get_node_ids())]
+
+    def accept(self, reply: Message | None) -> Accepted:
+        """As the strategy does, with the reason in the run's log where a reply is left out. Raises Rejected."""
+        try:
+            return super().accept(reply)
+        except Rejected as error:
+            reason = reply.error.reason if reply is not None and reply.has_error() else error.code
+            _log.warning("a reply is left out: %s", reason)
+            raise
 
     def sender(self, reply: Message, fields: Mapping[str, str | int]) -> tuple[str, str]:
         """Whose registered key signed the statement. Raises Rejected for nobody's; a refusal is unsigned."""

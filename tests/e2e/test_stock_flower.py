@@ -1,0 +1,168 @@
+"""deploy/flower-app on a stock Flower federation: a SuperLink and SuperNodes as they come, started with `flwr run`."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import site_bench
+from federation import ROOT, environment, free_port
+from safetensors.numpy import load_file
+
+from sgps.files import sha256_file
+from sgps.release import MANIFEST, MEMORY, Release
+from sgps.settings import dump
+from sgps.signing import load_public
+from sgps_client import enrolment as joining
+from sgps_client.public import PUBLIC
+from sgps_server import enrolment
+from sgps_server.config import Folder
+from sgps_server.registry import Registry, Site
+
+BIN = Path(sys.executable).parent
+APP = ROOT / "deploy" / "flower-app"
+
+
+class Stock:
+    """A federation folder, and processes that end with the test."""
+
+    def __init__(self, work: Path) -> None:
+        self.work, self.port, self.running = work, free_port(), list[subprocess.Popen[bytes]]()
+        source = site_bench.make_release(work / "source", None)
+        enrolment.init(
+            work / "centre",
+            "derm",
+            "https://localhost:8443",
+            Release.open(source, sha256=sha256_file(source / MANIFEST)),
+        )
+        self.folder = Folder(work / "centre")
+        settings = self.folder.settings().model_dump(mode="json", exclude_none=True)
+        self.folder.config.write_text(dump({**settings, "answer_after": 120.0, "deadline_after": 240.0}))
+        self.sites = [self.site(name, place) for place, name in enumerate(("north", "south"))]
+        (work / "operator").mkdir()
+        (work / "operator" / "config.toml").write_text(
+            f'[superlink]\ndefault = "stock"\n\n[superlink.stock]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        )
+
+    def site(self, name: str, place: int) -> Path:
+        """Enrolled by its key alone; not declared public yet."""
+        folder = self.work / name
+        request = enrolment.read_request(joining.request(folder, name))
+        key = enrolment.key_pem(request.key)
+        Registry(self.folder.registry).add(name, Site(key=key, role="contribute", approved=0, expires=2**40))
+        shutil.copyfile(self.folder.keys / "plan.pub", folder / "keys" / "plan.pub")
+        release = self.folder.releases / "0000"
+        mark = Release.open(release, key=load_public(self.folder.keys / "plan.pub")).manifest.fingerprint
+        content: dict[str, Any] = site_bench.settings(str(mark), site=name, releases=str(self.folder.releases))
+        (folder / "site.yaml").write_text(dump(content))
+        site_bench.draw_patients(folder, first=100 * place)
+        return folder / "site.yaml"
+
+    def start(self, program: str, home: str, *arguments: object) -> None:
+        with (self.work / f"{home}.log").open("ab") as log:
+            command = [str(BIN / program), *map(str, arguments)]
+            self.running.append(
+                subprocess.Popen(command, env=self.environment(home), stdout=log, stderr=log, cwd=self.work)
+            )
+
+    def environment(self, home: str) -> dict[str, str]:
+        (self.work / home).mkdir(exist_ok=True)
+        return {
+            **environment(),
+            "FLWR_HOME": str(self.work / home),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        }
+
+    def flwr(self, *arguments: object) -> str:
+        command = [str(BIN / "flwr"), *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            env=self.environment("operator"),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            cwd=self.work,
+        )
+        return done.stdout + done.stderr
+
+    def order(self, words: str, *changes: str, seconds: float = 240) -> None:
+        """One run with these settings, until its log has these words."""
+        found = self.flwr("run", APP, "stock", "--run-config", " ".join(changes))
+        if (run := re.search(r"started run (\d+)", found)) is None:
+            raise AssertionError(found)
+        end = time.monotonic() + seconds
+        while words not in (log := " ".join(self.flwr("log", run[1], "stock", "--show").split())):
+            if time.monotonic() > end:
+                raise AssertionError(
+                    f"the run never said {words!r}: {log}\n{self.said('link', 'north', 'south')[-6000:]}"
+                )
+            time.sleep(1)
+
+    def said(self, *homes: str) -> str:
+        files = [self.work / f"{home}.log" for home in homes]
+        return "".join(file.read_text(errors="replace") for file in files if file.exists())
+
+    def listen(self, seconds: float = 120) -> None:
+        """Until the SuperLink takes calls."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1):
+                    return
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+
+    def close(self) -> None:
+        for process in reversed(self.running):
+            process.terminate()
+        for process in self.running:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Iterator[Stock]:
+    found = Stock(tmp_path)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
+def test_stock_supernodes_pool_public_pictures_and_refuse_any_others(stock: Stock) -> None:
+    stock.start("flower-superlink", "link", "--insecure", "--host", "127.0.0.1", "--port", stock.port)
+    stock.listen()
+    for file in stock.sites:
+        config = f'site="{file}"'
+        stock.start(
+            "flower-supernode", file.parent.name, "--insecure", "--superlink", f"127.0.0.1:{stock.port}", "--port", free_port(),
+            "--node-config", config,
+        )  # fmt: skip
+    federation, public = f'federation="{stock.folder.config}"', 'public="drawn by a test"'
+    stock.order("does not say that all pictures are public", federation)
+    stock.order("nothing says that these pictures are public", federation, public)
+    assert not (stock.folder.state / MEMORY).exists()
+    for file in stock.sites:
+        (file.parent / PUBLIC).write_text(dump({"licence": "CC0-1.0", "source": "numbers of a test"}))
+    stock.order("'replies': 2", federation, public)
+    assert load_file(stock.folder.state / MEMORY)["memory.count"].any()
