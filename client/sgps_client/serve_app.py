@@ -43,7 +43,9 @@ def create(desk: Desk, door: Door, tell: Tell) -> FastAPI:
         return HTMLResponse(text, status)
 
     def plain(error: str, status: int) -> Response:
-        return HTMLResponse(_PAGES.get_template("serve_fault.html.j2").render(style=_STYLE, error=error), status)
+        return HTMLResponse(
+            _PAGES.get_template("serve_word.html.j2").render(style=_STYLE, error=error, here=here), status
+        )
 
     @app.middleware("http")
     async def guard(request: Request, go_on: Next) -> Response:
@@ -81,7 +83,9 @@ def create(desk: Desk, door: Door, tell: Tell) -> FastAPI:
             door.open(request.query_params.get("token", ""))
         except RefusedError as error:
             return plain(str(error), FORBIDDEN)
-        response = RedirectResponse(here, SEE_OTHER)
+        # Not a redirect: that would still count as coming from the page, of a terminal in the browser, where the address was clicked.
+        response = plain("", 200)
+        response.headers["Refresh"] = f"0; url={here}"
         response.set_cookie(COOKIE, door.key, path=here, httponly=True, samesite="strict")
         return response
 

@@ -106,7 +106,7 @@ def page(running: Page, release: object) -> Page:
     if not running.room:
         answer = running.browser.get(running.address)
         assert answer.status_code == 200, answer.text
-        running.room = str(answer.url)
+        running.room = running.base + answer.headers["refresh"].removeprefix("0; url=")
     running.post("forget")
     return running
 
