@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.optimize import nnls
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -58,6 +59,17 @@ def matched(head: Array, gallery: Array, right: Callable[[int], Array], setting:
     return Found(setting, np.array(ranks), np.array(counts))
 
 
+def taken_apart(head: Array, gallery: Array, groups: Array) -> Found:
+    """Heads [n, f] of several exemplars each, groups [n, k] of gallery [m, f]: their mean is solved for its parts by non-negative
+    least squares. A rank of 1 says that the k largest parts are the k exemplars; else that many more must be taken to hold them all."""
+    ranks = []
+    for w, group in zip(head, groups, strict=True):
+        order = rankdata(-nnls(gallery.T.astype(np.float64), w.astype(np.float64))[0], method="max")
+        ranks.append(order[group].max() - len(group) + 1)
+    setting = f"all of {groups.shape[1]} exemplars, eight views, least squares"
+    return Found(setting, np.array(ranks), np.full(len(ranks), len(gallery)))
+
+
 def reidentified(
     ours: Ours, pictures: Pictures, features: Mapping[int, Array], disease: str, most: int, seed: int
 ) -> list[Found]:
@@ -91,14 +103,11 @@ def reidentified(
     if twice:
         out.append(matched(head[twice], eight - centre, other, "another photo of the lesion, eight views"))
     for shots in (5, 20):
-        if len(first) < 2 * shots:
+        if len(rows) < 2 * shots:
             continue
-        groups = [random.choice(len(rows), shots, replace=False) for _ in range(min(most, 100))]
-        together = heads(ours, disease, [[int(rows[j]) for j in g] for g in groups])
-        out.append(
-            matched(together, eight - centre, lambda i: np.isin(np.arange(len(rows)), groups[i]).astype(int),  # noqa: B023
-                    f"one of {shots} exemplars, eight views")
-        )  # fmt: skip
+        groups = np.stack([random.choice(len(rows), shots, replace=False) for _ in range(min(most, 50))])
+        together = heads(ours, disease, [rows[g].tolist() for g in groups])
+        out.append(taken_apart(together, eight - centre, groups))
     return out
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a package that is installed
 
 from bench import attacks
-from bench._attack_exemplar import degraded, invert, matched
+from bench._attack_exemplar import degraded, invert, matched, taken_apart
 from bench._attack_members import FALSE_ALARMS, Outcome, clopper_pearson, informed, uninformed
 from bench._step import SiteFolder
 from bench._step_games import worst
@@ -80,6 +80,13 @@ def test_ranks_count_ties_as_misses_and_leave_out_the_exemplar() -> None:
     assert (same.ranks.tolist(), same.candidates.tolist()) == ([2], [4])
     other = matched(gallery[:1], gallery, lambda i: np.array([-1, 1, 0, 0]), "other photo")
     assert (other.ranks.tolist(), other.candidates.tolist()) == ([1], [3])
+
+
+def test_a_mean_of_many_exemplars_is_taken_apart() -> None:
+    gallery = np.random.default_rng(0).normal(size=(30, 40)).astype(np.float32)
+    groups = np.array([[0, 5, 7], [1, 2, 29]])
+    assert taken_apart(3 * gallery[groups].mean(1), gallery, groups).ranks.tolist() == [1, 1]
+    assert taken_apart(gallery[[9, 10]], gallery, groups).ranks.min() > 1
 
 
 @pytest.mark.usefixtures("release")
