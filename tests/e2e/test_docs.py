@@ -35,6 +35,7 @@ NOT_RUN = {  # first line of a block -> why it is not run here
         "wants weights that cannot be had here; test_open_pipeline.py runs the path"
     ),
     "sgps-client export --model model --onnx model.onnx": "run by test_export.py, with the reader of the file",
+    "sgps-client serve --models classifiers": "serves until it is stopped; run by test_serve.py",
 }
 _FENCE = re.compile(r"(?:<!-- test: (\w+) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 
