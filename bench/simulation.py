@@ -43,7 +43,7 @@ from sgps.release import MEMORY, Release
 from sgps.signing import load_public
 from sgps_client import records
 from sgps_client.config import FILE_NAME, Site
-from sgps_client.public import share
+from sgps_client.public import recall, share
 
 EXEMPLARS = 20  # for each disease, one at a time
 SAMPLE = 0.5  # seconds between two looks at the memory of all processes
@@ -117,6 +117,7 @@ def judged(world: World, release: Release, seed: int) -> list[dict[str, Any]]:
     Exemplars are patients of no site, too; the others of their disease against those of the other diseases are scored, by centred cosine.
     """
     site, ids = Site.load(world.held_out), release.manifest.classes
+    recall(site, release)
     before, after = release.memory(), Memory.from_arrays(load_file(world.folder.state / MEMORY), ids)
     patients = [p for p in records.prepared(site, release, simulation_world.COHORT) if p is not None]
     features = np.array([next(iter(p.means().values())) for p in patients])
@@ -202,6 +203,7 @@ def run(
     lap("world")
     release = Release.open(world.folder.releases / "0000", key=load_public(world.folder.keys / "plan.pub"))
     count = sum(share(Site.load(file), release) for file in sorted(world.sites.glob(f"*/{FILE_NAME}")))
+    share(Site.load(world.held_out), release)
     lap("features")
     memories = Memories()
     memories.start()
