@@ -46,7 +46,7 @@ from sgps_client.config import FILE_NAME, Site
 from sgps_client.public import recall, share
 
 EXEMPLARS = 20  # for each disease, one at a time
-SAMPLE = 0.5  # seconds between two looks at the memory of all processes
+SAMPLE = 2.0  # seconds between two looks at the memory of all processes
 
 
 class Memories(threading.Thread):
