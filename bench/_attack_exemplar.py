@@ -150,7 +150,7 @@ def invert(
     target: Target, head: Array, centre: Array, size: int, steps: int = STEPS, seed: int = 0
 ) -> tuple[Tensor, Array]:
     """Pictures whose centred features point where the heads do: Mahendran and Vedaldi (2015, "Understanding deep image representations
-    by inverting them", equations 1 to 4) with a bounded range (alpha 6) and total variation (beta 2) as priors, jitter, and Adam.
+    by inverting them", section 3) with a bounded range (alpha 6) and total variation (beta 2) as priors, jitter, and Adam.
 
     head [n, f] -> pictures [n, 3, size, size] in -1..1, as networks of mean = std = 0.5 take them, and cosines reached [n]. The length
     of a feature is not in a head, so the loss is one minus the cosine instead of a squared distance. Every step sees one of the eight

@@ -1,6 +1,6 @@
 """Membership inference against what a `rows` round releases: likelihood ratios, which are exact where everything but one patient is known.
 
-The offline attack of Carlini et al. (2022, "Membership inference attacks from first principles", section IV) fits Gaussians to shadow
+The attack of Carlini et al. (2022, "Membership inference attacks from first principles") fits Gaussians to shadow
 models. Here the released numbers are a sum with noise of a known size, so the two Gaussians are written down instead of trained."""
 
 from collections.abc import Sequence

@@ -41,7 +41,7 @@ EPSILONS = (1.0, 3.0, 8.0)
 SIZES = (5, 20, 80)  # patients of the disease at the site, for the attacker who knows none of them
 TARGETS = 40  # real lesions
 DRAWN = 8000  # seed of the first drawn exemplar: further than any that training or the bank draws
-PICTURE = "reconstruction.png"
+PICTURE = "attacks-reconstruction.png"
 
 
 class Plan(dict[str, int]):
