@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ EPSILONS = (1.0, 3.0, 8.0)
 SIZES = (5, 20, 80)  # patients of the disease at the site, for the attacker who knows none of them
 TARGETS = 40  # real lesions
 DRAWN = 8000  # seed of the first drawn exemplar: further than any that training or the bank draws
+WHOSE = ("its", "another's")  # reconstruction
 PICTURE = "attacks-reconstruction.png"
 
 
@@ -129,24 +130,34 @@ def reconstruction(
     test: Sequence[str],
     how: Plan,
 ) -> tuple[list[Found], list[float]]:
-    """Whether another network, frozen Lite0, finds the exemplar by its reconstruction among all pictures of its disease."""
+    """Whether another network, frozen Lite0, finds the exemplar by its reconstruction among all pictures of its disease; and, for comparison,
+    another exemplar by it."""
     exemplars: list[tuple[str, int]] = []
     for disease in test:
         random, rows = np.random.default_rng(13), np.flatnonzero(pictures.label == disease)
         exemplars += [(disease, int(r)) for r in random.permutation(pictures.one_each(rows, random))[: how["inverted"]]]
     made, reached = inverted(release, np.concatenate([heads(ours, d, [[r]]) for d, r in exemplars]), how)
-    seen, found = Lite0().features(pictured(made)), []
+    seen = Lite0().features(pictured(made))
+    found: tuple[list[Found], list[Found]] = ([], [])
     for disease in test:
         mine = [i for i, (d, _) in enumerate(exemplars) if d == disease]
         rows = np.flatnonzero(pictures.label == disease)
         known = lite0_features(pictures, rows, out)
         place = np.searchsorted(rows, [exemplars[i][1] for i in mine])
-        right = [(np.arange(len(rows)) == p).astype(int) for p in place]
-        setting = f"reconstruction of {disease}"
-        found.append(matched(seen[mine] - known.mean(0), known - known.mean(0), lambda i: right[i], setting))  # noqa: B023
-    every = (np.concatenate([getattr(f, part) for f in found]) for part in ("ranks", "candidates"))
-    found.append(Found("reconstruction of all", *every))
-    return found, reached.tolist()
+        for control in (
+            False,
+            True,
+        ):  # another exemplar of the disease in the true one's place: what likeness alone gives
+            sought = np.roll(place, 1) if control else place
+            right = [(np.arange(len(rows)) == p).astype(int) for p in sought]
+            setting = f"{disease}: {WHOSE[control]} reconstruction"
+            found[control].append(
+                matched(seen[mine] - known.mean(0), known - known.mean(0), lambda i: right[i], setting)  # noqa: B023
+            )
+    for name, each in zip(WHOSE, found, strict=True):
+        every = (np.concatenate([getattr(f, part) for f in each]) for part in ("ranks", "candidates"))
+        each.append(Found(f"all: {name} reconstruction", *every))
+    return [*found[0], *found[1]], reached.tolist()
 
 
 def row_of(disease: str, found: Found) -> str:
@@ -186,7 +197,7 @@ def report(
             *(row_of(disease, f) for disease, each in found.items() for f in each),
             "",
             *head,
-            *(row_of(f.setting.split()[-1], f) for f in redrawn),
+            *(row_of(f.setting.split(":")[0], replace(f, setting=f.setting.split(": ")[1])) for f in redrawn),
             "",
             f"Cosine to the head: {np.mean(results['reached']):.3f} mean, {min(results['reached']):.3f} least; drawn "
             + ", ".join(f"{c:.3f}" for c in results["reached drawn"]),
