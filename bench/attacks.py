@@ -144,10 +144,7 @@ def reconstruction(
         rows = np.flatnonzero(pictures.label == disease)
         known = lite0_features(pictures, rows, out)
         place = np.searchsorted(rows, [exemplars[i][1] for i in mine])
-        for control in (
-            False,
-            True,
-        ):  # another exemplar of the disease in the true one's place: what likeness alone gives
+        for control in (False, True):  # what likeness alone gives: another exemplar in the place of the true one
             sought = np.roll(place, 1) if control else place
             right = [(np.arange(len(rows)) == p).astype(int) for p in sought]
             setting = f"{disease}: {WHOSE[control]} reconstruction"
