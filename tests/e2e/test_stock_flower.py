@@ -53,6 +53,13 @@ class Stock:
             f'[superlink]\ndefault = "stock"\n\n[superlink.stock]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
         )
 
+    @property
+    def federation(self) -> str:
+        """Of a run's settings."""
+        return f'federation="{self.folder.config}"'
+
+    public = 'public="drawn by a test"'
+
     def site(self, name: str, place: int) -> Path:
         """Enrolled by its key alone; not declared public yet."""
         folder = self.work / name
@@ -138,6 +145,8 @@ class Stock:
 def stock(tmp_path: Path) -> Iterator[Stock]:
     found = Stock(tmp_path)
     try:
+        found.start("flower-superlink", "link", "--insecure", "--host", "127.0.0.1", "--port", found.port)
+        found.listen()
         yield found
     finally:
         found.close()
@@ -145,20 +154,21 @@ def stock(tmp_path: Path) -> Iterator[Stock]:
 
 @pytest.mark.slow
 @pytest.mark.enable_socket
+def test_a_run_that_states_no_licence_is_refused_with_the_reason(stock: Stock) -> None:
+    stock.order("does not say that all pictures are public", stock.federation)
+
+
+@pytest.mark.slow
+@pytest.mark.enable_socket
 def test_stock_supernodes_pool_public_pictures_and_refuse_any_others(stock: Stock) -> None:
-    stock.start("flower-superlink", "link", "--insecure", "--host", "127.0.0.1", "--port", stock.port)
-    stock.listen()
     for file in stock.sites:
-        config = f'site="{file}"'
         stock.start(
             "flower-supernode", file.parent.name, "--insecure", "--superlink", f"127.0.0.1:{stock.port}", "--port", free_port(),
-            "--node-config", config,
+            "--node-config", f'site="{file}"',
         )  # fmt: skip
-    federation, public = f'federation="{stock.folder.config}"', 'public="drawn by a test"'
-    stock.order("does not say that all pictures are public", federation)
-    stock.order("nothing says that these pictures are public", federation, public)
+    stock.order("nothing says that these pictures are public", stock.federation, stock.public)
     assert not (stock.folder.state / MEMORY).exists()
     for file in stock.sites:
         (file.parent / PUBLIC).write_text(dump({"licence": "CC0-1.0", "source": "numbers of a test"}))
-    stock.order("'replies': 2", federation, public)
+    stock.order("'replies': 2", stock.federation, stock.public)
     assert load_file(stock.folder.state / MEMORY)["memory.count"].any()
