@@ -23,7 +23,7 @@ from bench.pictures import read_pictures
 from bench.shifts import SHIFTS, Shifted
 from bench.shipped import Ours
 from sgps.encoders import ImageEncoder
-from sgps.episodes import Interval, read_episodes
+from sgps.episodes import Interval, read_episodes, sample_episodes
 from sgps.errors import InputError
 from sgps.memory import Memory
 from sgps.pretrain.frozen import HELD_OUT, TEST, frozen_episodes
@@ -231,7 +231,7 @@ def test_canonical_episodes_are_the_frozen_ones(shared_data, tmp_path):
     test = ["akiec", "df", "vasc"]
     rows, frozen = pictures.of(test), frozen_episodes()[TEST]
     assert pictures.name[rows].tolist() == frozen.name.tolist()
-    made = fewshot.sample_episodes(pictures.label[rows], pictures.lesion[rows], test, 3, 5)
+    made = sample_episodes(pictures.label[rows], pictures.lesion[rows], test, 3, 5)
     same = next(e for e in frozen.episodes if (e.ways, e.shots) == (3, 5))
     assert np.array_equal(np.sort(made.index[:, :, :5], 2), same.index[:, :, :5])
     held, trained = (set(pictures.lesion[pictures.others(test, trained=t)].tolist()) for t in (False, True))
