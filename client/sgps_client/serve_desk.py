@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 140  # pixels
 NAME_LIMIT = 200  # characters of a disease's name
+EXEMPLARS_LIMIT = 20  # all are decoded at once
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -67,6 +68,8 @@ class Desk:
         """Put a new classifier on the desk in place of the last one. Raises SgpsError; the last one stays then."""
         if not uploads or not disease:
             raise InputError("needs a picture and the name of the disease", where="classifier", do="give both")
+        if len(uploads) > EXEMPLARS_LIMIT:
+            raise InputError(f"has more than {EXEMPLARS_LIMIT} pictures", where="classifier", do="choose fewer")
         if len(disease) > NAME_LIMIT or len(text) > making.TEXT_LIMIT:
             what = f"has more than {NAME_LIMIT} characters, or its text more than {making.TEXT_LIMIT:,}"
             raise InputError(what, where="disease", do="shorten it")

@@ -49,7 +49,7 @@ async def read_form(request: Request) -> Form:
     if kind is None:
         raise InputError("is not a form", where="request", do="use the page")
     stated = request.headers.get("content-length", "0")
-    if not stated.isdecimal() or int(stated) > REQUEST_LIMIT:
+    if len(stated) > 12 or not stated.isdecimal() or int(stated) > REQUEST_LIMIT:
         raise _too_large()
     body = bytearray()
     async for chunk in request.stream():

@@ -56,6 +56,7 @@ FIELDS: dict[str, type] = {
     "not_covered": list,
 }
 """Every key of a statement and the type of its value; `check` accepts nothing else."""
+MOST_NUMBERS = 2**31  # of a noised sum
 _HASH = re.compile(r"[0-9A-Za-z:._+-]{0,128}")
 _COLUMN = re.compile(r"\w[\w .:-]{0,63}")
 
@@ -142,6 +143,8 @@ def check(found: Mapping[str, Any]) -> None:
     )
     if not sound:
         raise PrivacyError("statement: a text is not one of the constant ones")
+    if not 0 < found["numbers"] <= found["most_numbers"] <= MOST_NUMBERS:
+        raise PrivacyError("statement: its numbers are none of a noised sum")
     read_events(found)
 
 

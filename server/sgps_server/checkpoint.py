@@ -48,7 +48,8 @@ class Record(Settings):
 
 class Open(Settings):
     """The round that has been issued and not closed. Terms and code stay those of its first attempt, so that sites that answered
-    resend the same bytes whatever federation.yaml says meanwhile; so do quorum as the plans tell it. sites: whom the last attempt asked."""
+    resend the same bytes whatever federation.yaml says meanwhile; so do quorum as the plans tell it. sites: whom the last attempt asked. gone: who
+    had withdrawn when the round began to close; a later withdrawal counts from the next release on."""
 
     round: int
     attempt: int
@@ -57,6 +58,7 @@ class Open(Settings):
     quorum: int = 1
     sites: tuple[SiteName, ...] = ()
     closing: bool = False
+    gone: tuple[SiteName, ...] = ()
 
 
 class State(Settings):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -146,8 +147,8 @@ def _check_statement(
     found: Mapping[str, Any], plan: Plan, terms: Terms, shapes: Mapping[str, tuple[int, ...]], code: str,
     issued: Iterable[Terms],
 ) -> None:  # fmt: skip
-    """It speaks of this plan, and every figure in it follows from the facts in it. Events with sampling must be those of plans that were
-    issued: the accountant of any others would take any memory and time."""
+    """It speaks of this plan, and every figure in it follows from the facts in it. Where sampling is among its events, all of them must be
+    those of plans that were issued, each as often at most: the accountant of any others would take any memory and time."""
     numbers = sum(math.prod(s) for s in shapes.values())
     facts = {
         "kind": terms.kind, "sigma": terms.sigma, "q": terms.q, "steps": terms.steps, "clip": terms.clip,
@@ -161,14 +162,19 @@ def _check_statement(
         raise Rejected("statement_facts")
     try:
         events = statements.read_events(found)
-        asked = {Event(t.sigma, t.q, t.steps) for t in (terms, *issued)}
-        if any(e.q < 1 and e not in asked for e in events):
+        asked = Counter(Event(t.sigma, t.q, t.steps) for t in (terms, *issued))
+        if any(e.q < 1 for e in events) and not Counter(events) <= asked:
             raise Rejected("statement_facts")
         again = statements.statement(
             terms, events, delta=found["delta"], cap=found["cap_epsilon"], numbers=numbers, code_hash=code,
             plan_hash=plan.sha256(), most_numbers=found["most_numbers"],
         )  # fmt: skip
-    except PrivacyError:
+    except (
+        PrivacyError,
+        ArithmeticError,
+        ValueError,
+        MemoryError,
+    ):  # a site chose the numbers: what they break is its fault
         raise Rejected("statement_facts") from None
     if not all(_agree(name, found[name], value) for name, value in again.items()) or (
         not accountant.epsilon(events, found["delta"]) <= found["cap_epsilon"] * (1 + 1e-6)

@@ -6,7 +6,7 @@ Each step can be repeated, so a kill between any two loses nothing.
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -93,14 +93,23 @@ class Rounds:
             if needed and self._wait_for_sites(number, owed):
                 self._attempt(number)
             owed = set()
-            if self._enough(number):
-                self._checkpoint.save(open=self._opened().model_copy(update={"closing": True}))
+            if self._closed(number):
                 break
             self._hopeless(number)
             self._pause(PAUSE)
         if not self._opened().closing:
             raise self._failed(number, f"after {self._settings.attempts} attempts")
         self._close(number)
+
+    def _closed(self, number: int) -> bool:
+        """Begin to close the round when a quorum has contributed. Who withdraws after this is in its
+        release, so that a crash on the way to it changes nothing."""
+        gone = tuple(sorted(self._registry.entries().withdrawn))
+        counted = {r.site for r in self._counted(gone) if r.round == number}
+        if len(counted) < self._settings.quorum:
+            return False
+        self._checkpoint.save(open=self._opened().model_copy(update={"closing": True, "gone": gone}))
+        return True
 
     def _hopeless(self, number: int) -> None:
         """A site that refused would refuse again, and one whose reply was rejected would send the same bytes: neither is asked again.
@@ -137,9 +146,12 @@ class Rounds:
             raise StateError("no round is open", where=self._folder.state, do="start again")
         return self._checkpoint.state.open
 
-    def _counted(self) -> list[Record]:
-        """Accepted contributions, without those of sites that withdrew."""
-        state, gone = self._checkpoint.state, self._registry.entries().withdrawn
+    def _counted(self, gone: Collection[str] | None = None) -> list[Record]:
+        """Accepted contributions, without those of sites that withdrew: until now, or before the open round began to close."""
+        state = self._checkpoint.state
+        if gone is None:
+            closing = state.open is not None and state.open.closing
+            gone = state.open.gone if closing and state.open else self._registry.entries().withdrawn
         return [r for r in state.accepted if r.site not in gone or not separable(state.terms[r.round])]
 
     def _contributed(self, number: int) -> list[str]:

@@ -95,7 +95,7 @@ class RoundStrategy(Strategy):
         ) as error:  # a payload that makes no sense has left the site all the same: its receipt goes into the echo
             receipt = receipt_of(fields) if fields.get("plan") == self.plan.sha256() else ""
             raise Rejected(error.code, receipt=receipt) from None
-        issued = [sent.terms for sent in self.pooled.values()]
+        issued = {r: sent.terms for (r, _), sent in self.pooled.items() if r != self.plan.round}.values()
         accepted = check(site, key, self.plan, shapes, arrays, fields, self._most_patients, issued)
         self.pooled[(accepted.round, accepted.site)] = accepted.sent
         return accepted

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sgps.errors import SgpsError, SignatureError
+from sgps.errors import InputError, SgpsError, SignatureError
 from sgps.files import new_folder, read_limited, sha256_file, write_atomic
 from sgps.memory import Memory
 from sgps.plan import ClassId, Hex, SiteName
@@ -188,6 +188,12 @@ def write(
             write_atomic(work / name, content.read_bytes() if isinstance(content, Path) else content)
         files = {name: sha256_file(work / name) for name in FILES}
         data = dump(manifest.model_copy(update={"files": files}).model_dump(mode="json", exclude_none=True)).encode()
+        if len(data) > MANIFEST_LIMIT:
+            raise InputError(
+                f"its manifest would have {len(data):,} bytes, {MANIFEST_LIMIT:,} are read",
+                where=target,
+                do="begin a new federation: the statements of all rounds stand in every release",
+            )
         parse_manifest(data, target / MANIFEST)
         write_atomic(work / MANIFEST, data)
         if key is not None:

@@ -120,6 +120,7 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
             "cap below": lambda: fields.update(sign(facts(cap_epsilon=2.9))),
             "no delta": lambda: fields.update(sign(facts(delta=1.0))),
             "fewer numbers": lambda: fields.update(sign(facts(most_numbers=14))),
+            "endless numbers": lambda: fields.update(sign(facts(most_numbers=10**400))),
             "other groups": lambda: fields.update(sign(facts(groups=2))),
         }
         actions[name]()
@@ -143,7 +144,7 @@ def spoil(name: str) -> Callable[[Arrays, Fields], None]:
         ("larger epsilon", "statement_figures"), ("flattering replacement", "statement_figures"),
         ("flattering share", "statement_figures"), ("not exact", "statement_figures"), ("other sampler", "statement_figures"),
         ("other cross-check", "statement_figures"), ("other accountant", "statement_figures"), ("cap below", "statement_figures"),
-        ("no delta", "statement_facts"), ("fewer numbers", "statement_figures"), ("other groups", "statement_facts"),
+        ("no delta", "statement_facts"), ("fewer numbers", "statement_form"), ("endless numbers", "statement_form"), ("other groups", "statement_facts"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_gets_its_word(name: str, word: str) -> None:
@@ -173,6 +174,19 @@ def test_sampled_events_count_where_a_plan_asked_for_them(issued: tuple[Terms, .
         assert error.code == word
     else:
         assert word == "accepted"
+
+
+@pytest.mark.parametrize("more", [[[2.0, 0.5, 4]], [[0.001, 1.0, 1000]], [[0.001, 1.0, 2**31 - 1]], [[0.05, 1.0, 1]]])
+def test_a_statement_that_would_keep_the_accountant_busy_is_refused_at_once(more: list[list[float]]) -> None:
+    """Beside sampling every event must be of a plan that was issued, as often at most: each of these took memory, minutes or a crash."""
+    arrays, fields = good()
+    found = facts(events=[[2.0, 0.5, 4], [1.391, 1.0, 1], *more], most_numbers=865)
+    fields.update(sign(found))
+    start = time.monotonic()
+    with pytest.raises(Rejected) as caught:
+        check("north", public_pem(KEY.public_key()), PLAN, SHAPES, arrays, fields, 1000, issued=(SAMPLED,))
+    assert caught.value.code == "statement_facts"
+    assert time.monotonic() - start < 5
 
 
 def test_the_statements_of_many_sites_and_rounds_fit_into_a_release() -> None:
