@@ -85,7 +85,7 @@ def _too_few(site: Site, name: str, images: Sequence[Sequence[tuple[str, object]
 def _pictures(site: Site, name: str, reader: "Records") -> Iterator[Finding]:
     """Reads every picture that a round would read."""
     faults = [line for patient in reader.patients for line in _unread(site, reader, patient)]
-    do = "mend or remove it; otherwise its patient counts as an empty record"
+    do = "mend it before the first round; in a closed cohort it makes its patient an empty record, and nothing else"
     for what in faults[:SHOWN]:
         yield Finding(AREA, BAD, f"{name}: {what}", do, 2)
     if more := len(faults) - SHOWN:

@@ -25,10 +25,17 @@ def classes(
 ) -> None:
     """List the classes of the catalogue: of the site's newest release, else of the shipped one."""
     from sgps.catalogue import Catalogue
+    from sgps.errors import ConfigError
     from sgps.release import CATALOGUE
     from sgps_client import making
 
-    release = making.release_of(None, None, None, making.site_of(config))
+    try:
+        site = making.site_of(config)
+    except ConfigError:  # a template that is being filled in: these are the ids it asks for
+        if config is not None:
+            raise
+        site = None
+    release = making.release_of(None, None, None, site)
     catalogue = Catalogue.load(release.folder / CATALOGUE)
     entries, exact = _fitting(catalogue, word)
     if as_json:

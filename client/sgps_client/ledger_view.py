@@ -27,12 +27,12 @@ BAR, LEAST_BAR, BESIDE = (
     6,
     58,
 )  # characters of a whole budget, also where there is little room; of the words beside a bar
-STATES = {"sent": "green", "ready": "yellow", "lost": "red", "forgiven": "bright_black"}
+STATES = {"committed": "green", "ready": "yellow", "lost": "red", "forgiven": "bright_black"}
 
 
 @dataclass(frozen=True)
 class Charge:
-    """One charge of a cohort. before, after: epsilon of the cohort over all federations. state: `sent` (or ready to be sent again),
+    """One charge of a cohort. before, after: epsilon of the cohort over all federations. state: `committed` (sent, or waiting for its moment),
     `ready` (in the outbox, no receipt yet), `lost` (spent, nothing left), `forgiven` (taken back by the officer)."""
 
     federation: str
@@ -189,7 +189,7 @@ def _account(site: Site, ledger: Ledger, entries: Sequence[Mapping[str, Any]], n
         if e["kind"] != "CHARGE" or e["cohort"] != name:
             continue
         before = _epsilon(events, delta)
-        state = "sent" if e["hash"] in committed else "ready" if e["hash"] in kept else "lost"
+        state = "committed" if e["hash"] in committed else "ready" if e["hash"] in kept else "lost"
         if e["hash"] in forgiven:
             state = "forgiven"
         else:

@@ -158,7 +158,10 @@ def list_sites(config: Config = HERE, as_json: AsJson = False) -> None:
 
     from sgps_server.registry import Registry, key_sha256
 
-    for name, site in sorted(Registry(_folder(config).registry).sites().items()):
+    entries = Registry(_folder(config).registry).entries()
+    for name in sorted(entries.withdrawn):
+        _tell(as_json, {"site": name, "withdrawn": True}, f"{name:20} withdrawn")
+    for name, site in sorted(entries.sites.items()):
         until = datetime.fromtimestamp(site.expires, UTC).date().isoformat()
         fields = {"site": name, "role": site.role, "expires": until, "key_sha256": key_sha256(site.key)}
         _tell(as_json, fields, f"{name:20} {site.role:10} until {until}  key {fields['key_sha256'][:16]}")

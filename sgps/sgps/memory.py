@@ -26,6 +26,7 @@ _NOISE_QUANTILE = 0.99
 ROWS, COUNTS = "memory.rows", "memory.counts"  # names of the arrays in a `rows` round
 LEAST = 2.0  # a noised count below two patients is taken as two (dp-utility note, section 5)
 _NOISE_DRAWS = 20_000
+_ROUNDING = 1e-6  # of a row's doubt: arrays travel in float32
 _TINY = 1e-9  # a patient at the centre itself has no direction
 
 
@@ -162,15 +163,21 @@ class Memory:
         return np.asarray(seen + moved @ self.coordinates.directions[:used])
 
     def without(self, own: Contribution) -> "Memory":
-        """The memory with one site's noised part taken out: for that site, which adds its patients exactly instead."""
+        """The memory with one site's noised part taken out: for that site, which adds its patients exactly instead.
+
+        A row that held nothing else is empty afterwards: what rounding leaves of its doubt would make it worth any number of patients.
+        """
         sums, counts = own.natural(self.coordinates.radius)
         weight = _weights(counts, self.scale)
+        spread = self.spread - weight**2 * np.maximum(counts, 0)
+        noise = self.noise - weight**2 * _row_variance(own.sigma, self.coordinates)
+        kept = (spread > _ROUNDING * self.spread) | (noise > _ROUNDING * self.noise)
         return replace(
             self,
-            total=self.total - weight[:, None] * sums,
-            count=self.count - weight * counts,
-            spread=np.maximum(self.spread - weight**2 * np.maximum(counts, 0), 0),
-            noise=np.maximum(self.noise - weight**2 * _row_variance(own.sigma, self.coordinates), 0),
+            total=np.where(kept[:, None], self.total - weight[:, None] * sums, 0),
+            count=np.where(kept, self.count - weight * counts, 0),
+            spread=np.where(kept, np.maximum(spread, 0), 0),
+            noise=np.where(kept, np.maximum(noise, 0), 0),
         )
 
     def arrays(self) -> dict[str, Array]:

@@ -89,7 +89,7 @@ def test_cohort_problems_are_told_one_by_one(bench: Bench) -> None:
     bench.write(slots=3)
     found = texts(bad(bench))
     assert "raise `slots:`" in found
-    assert "first: " in found and "p1-0.png: is not a picture - mend or remove it" in found
+    assert "first: " in found and "p1-0.png: is not a picture - mend it before the first round" in found
     assert "two diagnoses for one picture" in found
 
 

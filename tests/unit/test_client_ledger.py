@@ -85,7 +85,7 @@ def test_what_is_spent_and_left_by_cohort_federation_and_round(bench: Bench) -> 
         ("", 1, second),
     ]
     assert [(c["state"], c["before"], c["after"], c["left"]) for c in account["rounds"]] == [
-        ("sent", 0.0, first, 5.0 - first),
+        ("committed", 0.0, first, 5.0 - first),
         ("lost", first, total, 5.0 - total),
     ]
     assert [e["kind"] for e in overview(bench.file).facts()["entries"]] == ["COHORT", "CHARGE", "COMMIT", "CHARGE"]
@@ -101,7 +101,7 @@ def test_bars_are_as_long_as_what_they_stand_for_and_ascii_where_they_must(bench
         assert abs(bars[0].count(full) - BAR * account.epsilon / account.budget) <= 1
         assert abs(sum(bar.count(full) for bar in bars[3:]) - bars[0].count(full)) <= 1  # one round after the other
         assert "left" in text.splitlines()[0]
-        assert "lost" in bars[4] and "sent" in bars[3]
+        assert "lost" in bars[4] and "committed" in bars[3]
 
 
 def test_a_narrow_terminal_loses_no_figure(bench: Bench) -> None:
@@ -122,7 +122,7 @@ def test_a_round_that_is_forgiven_is_shown_and_not_spent(bench: Bench) -> None:
         lost = ledger.history()[-1]
         ledger.forgive(lost["federation"], lost["round"], True, "Dr Officer")
     (account,) = overview(bench.file).facts()["cohorts"]
-    assert [c["state"] for c in account["rounds"]] == ["sent", "forgiven"]
+    assert [c["state"] for c in account["rounds"]] == ["committed", "forgiven"]
     assert account["epsilon"] == account["rounds"][1]["before"] == account["rounds"][1]["after"]
     assert verify(bench.file).problems == ()
 
@@ -243,7 +243,7 @@ def test_the_commands_print_lines_and_json_and_end_with_their_codes(bench: Bench
     shown = client("ledger", "show", "--config", bench.file, PYTHONIOENCODING="ascii")
     assert shown.returncode == 0 and "#" in shown.stdout and "\x1b" not in shown.stdout
     as_json = json.loads(client("ledger", "show", "--config", bench.file, "--json").stdout)
-    assert as_json["cohorts"][0]["rounds"][0]["state"] == "sent"
+    assert as_json["cohorts"][0]["rounds"][0]["state"] == "committed"
     done = client("ledger", "verify", "--config", bench.file)
     assert done.returncode == 0 and "Opacus PRV" in done.stdout and not done.stderr
     rewritten(bench, lambda k, body: body.update(sigma=20.0) if k == "CHARGE" else None)

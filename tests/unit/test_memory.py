@@ -90,6 +90,18 @@ def test_a_site_takes_its_own_part_out() -> None:
     assert left.spread[2] / left.count[2] ** 2 == pytest.approx(alone.spread[2] / alone.count[2] ** 2)
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 3.731])
+def test_nothing_is_left_of_a_row_that_one_site_alone_filled(sigma: float) -> None:
+    """What rounding left of its doubt once made an empty row worth 1e15 patients, which outweighed forty real ones."""
+    own = contribution({2: [PLACE.lift(RNG.normal(size=K)) for _ in range(40)]}, sigma, seed=1)
+    sent = Contribution(own.rows.astype(np.float32), own.counts.astype(np.float32), own.sigma)
+    stored = Memory.from_arrays(pool(PLACE, IDS, [sent]).arrays(), IDS)
+    left = stored.without(sent)
+    seen = PLACE.lift(RNG.normal(size=K))
+    assert left.worth(2) == 0
+    assert np.array_equal(left.blend(seen, 1, 2, np.ones(K)), seen)
+
+
 def test_arrays_round_trip_and_misfits_are_refused() -> None:
     memory = pool(PLACE, IDS, [contribution({0: [RNG.normal(size=F)]}, 1.0)])
     again = Memory.from_arrays(memory.arrays(), IDS)
