@@ -30,7 +30,7 @@ def test_the_demo_tells_its_story(tmp_path: Path, release: Release) -> None:
         assert word in page
     gains = re.findall(r"after it, with privacy.*?\(([+-][\d.]+) ±", done.stdout)
     assert gains and float(gains[0]) > 0, "a disease that other sites hold gains"
-    assert "2.999 of 3" in done.stdout or re.search(r"epsilon 2\.9\d+ of 3", done.stdout)
+    assert "3.000 of 3" in done.stdout or re.search(r"epsilon 2\.9\d+ of 3", done.stdout)
     left = [p for p in (tmp_path / "demo").rglob("*.out") if p.parent.name == "outbox"]
     assert len(left) == 6, "three sites, two rounds"
     model = tmp_path / "demo" / "west" / "model-after"

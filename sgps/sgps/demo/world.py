@@ -22,7 +22,7 @@ from sgps.images import decode
 
 SITES = ("north", "south", "west")
 COHORTS = ("first", "second")
-DRAWN = ("drawn-sable-radiatoma", "drawn-motley-polychroma", "drawn-coral-squamoma")
+DRAWN = ("drawn-coral-squamoma", "drawn-motley-polychroma", "drawn-sable-radiatoma")
 # Of each disease, before the cut: 84 at the sites, where epsilon 3 keeps most of the gain (`sgps-client forecast`).
 DRAWN_PATIENTS = (168, 168, 96)
 SKIN = ("akiec", "vasc", "df")
