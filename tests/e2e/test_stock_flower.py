@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +105,17 @@ class Stock:
         )
         return done.stdout + done.stderr
 
-    def order(self, words: str, *changes: str) -> None:
-        """One run with these settings, whose log has these words in the end."""
-        found = self.flwr("run", APP, "stock", "--run-config", " ".join(changes))
-        if (run := re.search(r"started run (\d+)", found)) is None:
-            raise AssertionError(found)
-        log = " ".join(self.flwr("log", run[1], "stock").split())  # it follows the run to its end
-        if words not in log:
-            raise AssertionError(f"the run never said {words!r}: {log}\n{self.said('link', 'north', 'south')[-6000:]}")
+    def order(self, done: Callable[[str], bool], *changes: str, tries: int = 3) -> None:
+        """Runs with these settings, each followed to its end, until `done` of their logs: nodes may come in late, lines get lost."""
+        log = ""
+        for _ in range(tries):
+            found = self.flwr("run", APP, "stock", "--run-config", " ".join(changes))
+            if (run := re.search(r"started run (\d+)", found)) is None:
+                raise AssertionError(found)
+            log += " ".join(self.flwr("log", run[1], "stock").split())
+            if done(log):
+                return
+        raise AssertionError(f"{log}\n{self.said('link', 'north', 'south')[-6000:]}")
 
     def said(self, *homes: str) -> str:
         files = [self.work / f"{home}.log" for home in homes]
@@ -155,7 +158,7 @@ def stock(tmp_path: Path) -> Iterator[Stock]:
 @pytest.mark.slow
 @pytest.mark.enable_socket
 def test_a_run_that_states_no_licence_is_refused_with_the_reason(stock: Stock) -> None:
-    stock.order("does not say that all pictures are public", stock.federation)
+    stock.order(lambda log: "does not say that all pictures are public" in log, stock.federation)
 
 
 @pytest.mark.slow
@@ -166,9 +169,10 @@ def test_stock_supernodes_pool_public_pictures_and_refuse_any_others(stock: Stoc
             "flower-supernode", file.parent.name, "--insecure", "--superlink", f"127.0.0.1:{stock.port}", "--port", free_port(),
             "--node-config", f'site="{file}"',
         )  # fmt: skip
-    stock.order("nothing says that these pictures are public", stock.federation, stock.public)
+    words = "nothing says that these pictures are public"
+    stock.order(lambda _: all(words in stock.said(f.parent.name) for f in stock.sites), stock.federation, stock.public)
     assert not (stock.folder.state / MEMORY).exists()
     for file in stock.sites:
         (file.parent / PUBLIC).write_text(dump({"licence": "CC0-1.0", "source": "numbers of a test"}))
-    stock.order("'replies': 2", stock.federation, stock.public)
+    stock.order(lambda _: (stock.folder.state / MEMORY).exists(), stock.federation, stock.public)
     assert load_file(stock.folder.state / MEMORY)["memory.count"].any()
