@@ -1,32 +1,16 @@
-"""What a `rows` round would cost and bring, from public numbers alone: nothing is read and nothing is spent.
-
-r = n mu / sqrt(S k): n patients of one disease in S equal sites, k coordinates that a record fills. What is kept of the gain that the
-same patients bring without privacy lies near one curve of r (docs/results/federated.md: seven skin classes, each in turn the disease
-that only others hold; 63 combinations of patients, sites, rounds and epsilon).
-"""
+"""What a `rows` round would cost and bring, from public numbers alone: nothing is read and nothing is spent. The curve: `sgps.forecast`."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from sgps import forecast as curve
 from sgps.errors import InputError
+from sgps.forecast import ENOUGH, HOPELESS, NOTHING
 from sgps.memory import USED
 from sgps_privacy import accountant
 from sgps_privacy.errors import PrivacyError
-
-COORDINATES = 64  # k of the shipped release, of which rows use the leading ones
-ENOUGH = 2.2  # r at which about 80 % is kept
-HOPELESS = 1.0  # r below which a row mostly passes for noise and is not used
-NOTHING = 0.2  # r of one site below which it adds nothing to what others bring: r^2 adds over sites
-_R = (0.0, 0.32, 0.68, 1.26, 1.72, 2.27, 3.17, 4.54, 6.58, 17.6)
-_KEPT = (0, 2, 7, 45, 73, 82, 90, 96, 98, 99)  # per cent, mean of the combinations
-_LOW = (0, 0, -3, 18, 63, 73, 83, 93, 95, 97)  # lowest and highest combination
-_HIGH = (0, 10, 32, 58, 84, 93, 95, 100, 100, 101)
-_PATIENTS = (0, 10, 20, 40, 80, 160)
-_GAIN = (0.0, 8.7, 10.1, 10.0, 10.6, 11.8)  # points of AUROC of one exemplar against all other classes, without noise
 
 
 @dataclass(frozen=True)
@@ -112,8 +96,9 @@ def forecast(patients: int, epsilon: float, sites: int = 1, delta: float = 1e-5)
         sigma = accountant.calibrate(epsilon, delta, 1)
     except PrivacyError as error:
         raise InputError(str(error), where="--epsilon", do="use a smaller one") from error
-    mu, noise = 1 / sigma, math.sqrt(sites * USED)
-    r = patients * mu / noise
+    mu = 1 / sigma
+    r = curve.signal([patients / sites] * sites, mu)
+    kept = curve.kept(r)
     return Forecast(
         patients=patients,
         sites=sites,
@@ -122,10 +107,10 @@ def forecast(patients: int, epsilon: float, sites: int = 1, delta: float = 1e-5)
         sigma=sigma,
         mu=mu,
         r=r,
-        gain=float(np.interp(patients, _PATIENTS, _GAIN)),
-        kept=float(np.interp(r, _R, _KEPT)),
-        low=float(np.interp(r, _R, _LOW)),
-        high=float(np.interp(r, _R, _HIGH)),
-        enough=math.ceil(ENOUGH * noise / mu),
+        gain=curve.gain(patients),
+        kept=kept.mean,
+        low=kept.low,
+        high=kept.high,
+        enough=math.ceil(ENOUGH * math.sqrt(sites * USED) / mu),
         recognised=accountant.true_positive_bound(mu),
     )

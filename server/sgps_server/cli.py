@@ -199,6 +199,20 @@ def status(config: Config = HERE, as_json: AsJson = False) -> None:
     _tell(as_json, found, board.as_text(found))
 
 
+@app.command()
+def forecast(
+    patients: Annotated[str, typer.Option(help="Patients of one disease in each site: 12,30,8.")],
+    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="What each site spends.")],
+    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = 1e-5,
+    as_json: AsJson = False,
+) -> None:
+    """What a round of rows would cost and bring the whole federation: which sites are too small to help, what the noise leaves."""
+    from sgps_server import forecast as forecasts
+
+    found = forecasts.forecast(forecasts.numbers(patients), epsilon, delta)
+    _tell(as_json, found.facts(), found.text())
+
+
 @release_commands.command("list")
 def list_releases(config: Config = HERE, as_json: AsJson = False) -> None:
     """All releases, verified."""

@@ -3,7 +3,8 @@
 import pytest
 
 from sgps.errors import InputError
-from sgps_client.forecast import ENOUGH, HOPELESS, NOTHING, alone, forecast, too_few
+from sgps.forecast import ENOUGH, HOPELESS, NOTHING
+from sgps_client.forecast import alone, forecast, too_few
 
 
 @pytest.mark.parametrize(("epsilon", "r"), [(8, 1.47), (3, 0.64), (1, 0.24)])
