@@ -21,6 +21,20 @@ MOST, PICTURES = 400, 2  # lesions of a common class, pictures of a lesion
 TESTED = 0.2  # share of a common class's lesions that no site holds
 
 
+def patients_of(pictures: Pictures, recipe: Recipe) -> list[Array]:
+    """Pictures of each patient of the world, in its order: lesions that the recipe's atlas leaves out, at most two pictures of each."""
+    random, unseen = np.random.default_rng(2), held_out(pictures.lesion, pictures.label, recipe)
+    rows: list[Array] = []
+    for kind in (*recipe.base_classes, *recipe.meta_test):
+        free = (pictures.label == kind) & (unseen if kind in recipe.base_classes else True)
+        lesions = random.permutation(np.unique(pictures.lesion[free]))
+        lesions = lesions[:MOST] if kind in recipe.base_classes else lesions
+        for one in lesions.tolist():
+            mine = np.flatnonzero(free & (pictures.lesion == one))
+            rows.append(random.permutation(mine)[:PICTURES])
+    return rows
+
+
 @dataclass(frozen=True)
 class World:
     """Patients that no training has seen. label, lesion, row [p] (row: of the first picture); one [p, f]: its features, of an exemplar
@@ -39,15 +53,7 @@ class World:
     @classmethod
     def of(cls, release: Release, pictures: Pictures, recipe: Recipe, out: Path) -> "World":
         """The recipe's atlas is left out. Features are kept under `out`."""
-        random, unseen = np.random.default_rng(2), held_out(pictures.lesion, pictures.label, recipe)
-        rows: list[Array] = []
-        for kind in (*recipe.base_classes, *recipe.meta_test):
-            free = (pictures.label == kind) & (unseen if kind in recipe.base_classes else True)
-            lesions = random.permutation(np.unique(pictures.lesion[free]))
-            lesions = lesions[:MOST] if kind in recipe.base_classes else lesions
-            for one in lesions.tolist():
-                mine = np.flatnonzero(free & (pictures.lesion == one))
-                rows.append(random.permutation(mine)[:PICTURES])
+        rows = patients_of(pictures, recipe)
         flat = np.concatenate(rows)
         features = base_features(release, pictures, flat, out)
         start = np.cumsum([0, *map(len, rows)])[:-1]

@@ -1,0 +1,139 @@
+"""What `bench.plans` says of its cells: shares kept, lost draws, which plan the rule picks, paired differences."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from bench.federated_report import POINT, kept_bound
+from bench.figures import table
+from sgps_privacy.accountant import gaussian_mu
+
+Array = NDArray[Any]
+Found = Mapping[str, Any]
+ENOUGH, LEAST_KEPT, MOST_LOST = 40, 0.85, 0.02  # the rule: patients, share kept, share of draws that lose a point
+DELTA = 1e-5
+
+
+def _by_split(cells: Sequence[Found]) -> Array:
+    """Mean gain of each split, ascending; draws and cells weigh the same, for every cell has as many."""
+    splits = sorted({c["split"] for c in cells})
+    return np.array([np.mean([c["auroc"] - c["alone"] for c in cells if c["split"] == s]) for s in splits])
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """Mean of independent values, half of its two-sided 95 % interval (Student's t)."""
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def chosen(found: Mapping[str, Found]) -> str | None:
+    """The rule of `bench.plans`: name of the plan that it picks, None where none passes. found: name -> epsilon, kept, lost, gain."""
+    passed = [n for n, f in found.items() if f["kept"] >= LEAST_KEPT and f["lost"] <= MOST_LOST]
+    return min(passed, key=lambda n: (found[n]["epsilon"], -found[n]["gain"]), default=None)
+
+
+def summary(cells: Sequence[Found], epsilons: Mapping[str, float], exact: str) -> dict[str, Any]:
+    """epsilons: candidate -> its epsilon. exact: the plan without noise whose gain shares are of.
+
+    Every plan: gain over the grid, share kept at 40 patients or more with the lower end of its one-sided 95 % interval over splits, share
+    of draws that lose a point; the same for each kind of cameras; gain of each cell of the grid; difference to the plain plan of the
+    same epsilon.
+    """
+
+    def of(plan: str, where: Callable[[Found], bool] = lambda c: True) -> list[Found]:
+        return [c for c in cells if c["plan"] == plan and where(c)]
+
+    def judged(plan: str, where: Callable[[Found], bool]) -> dict[str, Any]:
+        mine = of(plan, where)
+        gain, full = (_by_split(of(p, lambda c: where(c) and c["patients"] >= ENOUGH)) for p in (plan, exact))
+        lost = [c["auroc"] < c["alone"] - POINT for c in mine]
+        return {
+            "gain": float(_by_split(mine).mean()),
+            "kept": float(gain.mean() / full.mean()),
+            "kept at least": kept_bound(gain, full),
+            "lost": float(np.mean(lost)),
+            "draws": len(mine),
+        }
+
+    kinds = list(dict.fromkeys(c["cameras"] for c in cells))
+    found = dict[str, Any]()
+    for name in dict.fromkeys(c["plan"] for c in cells):
+        found[name] = {"epsilon": epsilons.get(name)} | judged(name, lambda c: True)
+        found[name]["cameras"] = {k: judged(name, lambda c, k=k: c["cameras"] == k) for k in kinds}
+        grid = sorted({(c["cameras"], c["patients"], c["sites"]) for c in cells}, key=lambda g: (kinds.index(g[0]), g))
+        found[name]["grid"] = [
+            [*g, float(_by_split(of(name, lambda c, g=g: (c["cameras"], c["patients"], c["sites"]) == g)).mean())]
+            for g in grid
+        ]
+    for name, epsilon in epsilons.items():
+        plain = next(n for n, e in epsilons.items() if e == epsilon)
+        if name != plain:
+            found[name]["against"] = {
+                k: interval(_by_split(of(name, w)) - _by_split(of(plain, w)))
+                for k, w in {"grid": lambda c: True}.items()
+                | {k: (lambda c, k=k: c["cameras"] == k) for k in kinds}.items()
+            } | {"plain": plain}
+    return {"found": found, "default": chosen({n: found[n] for n in epsilons}), "exact": exact}
+
+
+def _percent(x: float, signed: bool = False) -> str:
+    return f"{100 * x:{'+' if signed else ''}.1f}"
+
+
+def report(r: Mapping[str, Any]) -> str:
+    """Markdown of what `bench.plans.run` returns."""
+    s, plans = r["setting"], r["plans"]
+    found, exact = plans["found"], plans["exact"]
+    kinds = list(found[exact]["cameras"])
+    rows = []
+    for name, f in found.items():
+        cells = [
+            f"{100 * x['kept']:.0f} (at least {100 * x['kept at least']:.0f})" for x in (f, *f["cameras"].values())
+        ]
+        gains = [_percent(x["gain"], True) for x in (f, *f["cameras"].values())]
+        lost = [_percent(x["lost"]) for x in (f, *f["cameras"].values())]
+        mu = f"{gaussian_mu(f['epsilon'], DELTA):.3f}" if f["epsilon"] else ""
+        verdict = "" if not f["epsilon"] else "yes" if f["kept"] >= LEAST_KEPT and f["lost"] <= MOST_LOST else "no"
+        rows.append([name, mu, *cells, *gains, *lost, verdict])
+    heads = [f"{what}: {k}" for what in ("kept, %", "gain", "lost a point, %") for k in ("grid", *kinds)]
+    lines = [
+        (
+            f"Release {r['release'][:16]}, data {r['data']['file']} ({r['data']['sha256'][:16]}), {s['splits']} splits, {s['draws']} draws of the "
+            f"noise, delta {DELTA:g}. {found[next(n for n in found if found[n]['epsilon'])]['draws']} single draws of each plan."
+        ),
+        "",
+        f"The rule picks: **{plans['default'] or 'none'}**.",
+        "",
+        table(["plan", "mu", *heads, "passes"], rows),
+        "",
+        "Gain in points of AUROC (share kept in %), by cell:",
+        "",
+    ]
+    full = [g[3] for g in found[exact]["grid"]]
+    shown = [n for n in found if n != exact]
+    body = [
+        [*(str(x) for x in found[exact]["grid"][i][:3]), _percent(full[i], True)]
+        + [f"{_percent(found[n]['grid'][i][3], True)} ({100 * found[n]['grid'][i][3] / full[i]:.0f})" for n in shown]
+        for i in range(len(full))
+    ]
+    lines += [table(["cameras", "patients", "sites", exact, *shown], body), ""]
+    compared = {n: f["against"] for n, f in found.items() if "against" in f}
+    if compared:
+        body = [
+            [
+                f"{n} minus {a['plain']}",
+                *(f"{_percent(m, True)} ± {100 * h:.1f}" for m, h in (a[k] for k in ("grid", *kinds))),
+            ]
+            for n, a in compared.items()
+        ]
+        lines += [
+            "Paired differences of the gain, with 95 % intervals over splits:",
+            "",
+            table(["plans", "grid", *kinds], body),
+            "",
+        ]
+    return "\n".join(lines)
