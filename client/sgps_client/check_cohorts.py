@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sgps.catalogue import Catalogue
+from sgps.default_plan import DEFAULT_PLAN
 from sgps.errors import InputError, SgpsError
 from sgps.release import Release
 from sgps_client.config import Cohort, Site
@@ -147,5 +148,13 @@ def _budget(site: Site, cohort: Cohort, spent: list[Event]) -> Finding:
     most = accountant.epsilon([*spent, Event(max(sigma, least), 1.0, 1)], budget.delta)
     return good(
         "budget",
-        f"{text}; a plan needs noise {max(sigma, least):g} or more, and then costs epsilon {statement.up(most - now)} at most",
+        f"{text}; a plan needs noise {max(sigma, least):g} or more, and then costs epsilon {statement.up(most - now)} at most; "
+        f"the default plan, {DEFAULT_PLAN}, {'fits' if _fits(site, cohort, spent) else 'would be refused'}",
     )
+
+
+def _fits(site: Site, cohort: Cohort, spent: list[Event]) -> bool:
+    """Whether budget and limits allow the default plan."""
+    sigma, limits = accountant.calibrate(DEFAULT_PLAN.epsilon, DEFAULT_PLAN.delta, 1), site.config.limits
+    price = accountant.epsilon([*spent, Event(sigma, 1.0, 1)], cohort.budget.delta)
+    return price <= cohort.budget.epsilon and sigma >= limits.least_sigma and DEFAULT_PLAN.kind in limits.kinds

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sgps import command
+from sgps.default_plan import DEFAULT_PLAN
 from sgps_client.cli_classes import classes
 from sgps_client.cli_classifier import evaluate, predict, synthesize
 from sgps_client.cli_export import export
@@ -180,9 +181,11 @@ def forecast(
             min=1, help="Patients of one disease at all sites; site_mean: of one site; episodes: of any disease."
         ),
     ],
-    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="What each site spends.")],
+    epsilon: Annotated[
+        float, typer.Option(min=0.01, max=20, help="What each site spends; the default plan's when not given.")
+    ] = DEFAULT_PLAN.epsilon,
     sites: Annotated[int, typer.Option(min=1, max=10_000, help="Sites that share these patients.")] = 1,
-    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = 1e-5,
+    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = DEFAULT_PLAN.delta,
     kind: Annotated[RoundKind, typer.Option(help="Kind of round.")] = RoundKind.ROWS,
     numbers: Annotated[int, typer.Option(min=1, max=1_000_000, help="Numbers that episodes train.")] = 256,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of one round of episodes.")] = 10,

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sgps import forecast as curve
+from sgps.default_plan import DEFAULT_PLAN, rows_beside
 from sgps.errors import InputError
 from sgps.forecast import ENOUGH, HOPELESS, NOTHING
 from sgps.memory import USED
@@ -33,7 +34,7 @@ class Forecast:
     recognised: float
 
     def facts(self) -> dict[str, Any]:
-        return vars(self)
+        return vars(self) | {"default_plan": asdict(DEFAULT_PLAN)}
 
     def text(self) -> str:
         where = "one site" if self.sites == 1 else f"{self.sites} sites of equal size"
@@ -45,6 +46,7 @@ class Forecast:
             f"bring  signal over noise r = n mu / sqrt(S k) = {self.r:.2f}: {_verdict(self)}",
             f"       one exemplar gains about {self.gain:.0f} points of AUROC by these patients without noise, {self.gain * self.kept / 100:.1f} with it",
             f"       for 80 % of the gain (r = {ENOUGH:g}), {self.enough} patients of the disease are needed in {where}",
+            rows_beside(self.epsilon, self.delta),
         ]
         if self.sites == 1:
             lines += [line for line in (alone(self.patients, self.mu),) if line]

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from pydantic import ValidationError
 
+from sgps.default_plan import DEFAULT_PLAN
 from sgps.errors import ConfigError, InputError
 from sgps.files import new_folder, read_limited, write_atomic
 from sgps.kit import Kit
@@ -58,7 +59,17 @@ def init(target: Path, name: str, url: str, release: Release, listen: str = "") 
         raise ConfigError("names no port", where=url, do="use the form https://host:8443, up to port 65534")
     listen = listen or (host if host in {"localhost", "127.0.0.1", "::1"} else "0.0.0.0")  # noqa: S104  a coordinator is for others
     text = FEDERATION.format(
-        name=name, url=url, host=f'"{listen}"', port=port, releases_port=port + 1, releases_url=next_port(url)
+        name=name,
+        url=url,
+        host=f'"{listen}"',
+        port=port,
+        releases_port=port + 1,
+        releases_url=next_port(url),
+        rounds=DEFAULT_PLAN.rounds,
+        kind=DEFAULT_PLAN.kind,
+        centre_sites=str(DEFAULT_PLAN.centre_sites).lower(),
+        epsilon=DEFAULT_PLAN.epsilon,
+        delta=f"{DEFAULT_PLAN.delta:.1e}",  # YAML takes 1e-05 for text
     )
     try:
         Federation.model_validate(parse(text, "federation.yaml"))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sgps import forecast as curve
+from sgps.default_plan import DEFAULT_PLAN, rows_beside
 from sgps.errors import InputError
 from sgps.forecast import ENOUGH, HOPELESS, NOTHING
 from sgps_privacy import accountant
@@ -49,7 +50,7 @@ class Forecast:
     recognised: float
 
     def facts(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"default_plan": asdict(DEFAULT_PLAN)}
 
     def text(self) -> str:
         found = math.ceil(100 * self.recognised)
@@ -76,6 +77,7 @@ class Forecast:
                     f"{self.gain * self.kept / 100:.1f} with it"
                 ),
                 f"       for 80 % of the gain (r = {ENOUGH:g}), {self.enough} patients are needed, spread over the sites like these",
+                rows_beside(self.epsilon, self.delta),
                 "measured on seven skin classes in sites of equal size; of yours it is a forecast.",
             ]
         )

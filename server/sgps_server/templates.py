@@ -1,4 +1,4 @@
-"""The two settings files as they are born: every key with its reason."""
+"""The two settings files as they are born: every key with its reason. The plan in them: `sgps.default_plan`."""
 
 FEDERATION = """\
 # The federation {name}. Read when `sgps-server` starts; a round that is open keeps the terms it was issued with.
@@ -11,11 +11,11 @@ releases:                 # a second port, over gRPC: state, releases, health
   port: {releases_port}
   url: {releases_url}     # where sites find it; stands in every kit
 
-rounds: 1                 # one `rows` round for each cohort that sites hold ready; two with `centre_sites`
-kind: rows                # sites send noised sums of their patients, once per cohort; or `episodes`, with a part of that name
-centre_sites: false       # true where cameras differ: before each `rows` round one for the means of the sites; epsilon pays for both
-epsilon: 3.0              # what one round costs a patient; the noise follows from it. A site's own budget may be smaller: it refuses.
-delta: 1.0e-5
+rounds: {rounds}                 # one `rows` round for each cohort that sites hold ready; two with `centre_sites`
+kind: {kind}                # sites send noised sums of their patients, once per cohort; or `episodes`, with a part of that name
+centre_sites: {centre_sites}       # true where cameras differ: before each `rows` round one for the means of the sites; epsilon pays for both
+epsilon: {epsilon}              # what one round costs a patient; the noise follows from it. A site's own budget may be smaller: it refuses.
+delta: {delta}
 
 quorum: 2                 # least number of contributions that make a round
 wait_for: 2               # sites to be online before a round starts; after `patience` a quorum is enough

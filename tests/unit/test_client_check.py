@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
 from site_bench import Bench
 
+from sgps.default_plan import DEFAULT_PLAN
 from sgps_client import check as checks
 from sgps_client import coordinator, witness
 from sgps_client.check import Finding
@@ -137,6 +138,11 @@ def test_the_budget_says_what_a_round_costs_and_when_nothing_is_left(bench: Benc
     (line,) = [f for f in checks.run(bench.file) if f.area == "budget"]
     assert "epsilon 0.000 of 3 spent" in line.what
     assert "needs noise 1.391 or more, and then costs epsilon 3.000 at most" in line.what
+    assert f"the default plan, {DEFAULT_PLAN}, fits" in line.what
+    bench.write(limits={"least_sigma": 2.0, "most_clip": 1.0, "most_steps": 1, "most_q": 1.0, "denominator": 1})
+    (line,) = [f for f in checks.run(bench.file) if f.area == "budget"]
+    assert "would be refused" in line.what
+    bench.write()
     from sgps_client.round import open_ledger
     from sgps_privacy.events import Event
     from sgps_privacy.ledger import Order
