@@ -1,7 +1,8 @@
 """One round at a site: where science and promise meet.
 
 Plan checks, site limits and ledger come first, before a record is read. Then the records are read and encoded (nothing is spent
-yet), then CHARGE -> noised sum -> outbox -> COMMIT, then the wait for the plan's `answer_at`. A refusal is one constant word.
+yet), then CHARGE -> noised sum -> outbox -> COMMIT, then the wait for the plan's `answer_at`. A refusal is one constant word. A sum
+that missed `answer_at` goes with a later attempt (ADR 10).
 """
 
 import math
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from sgps_client.data import Records
 
 BUSY_SECONDS = 20.0  # how long a round waits for somebody who looks at the ledger
-LATE = 5.0  # seconds between the moments at which a reply that missed `answer_at` may leave
 
 
 class RoundFailed(SgpsError):
@@ -48,6 +48,8 @@ class RoundFailed(SgpsError):
 
 def answer(site: Site, text: str, signature: str, arrays: Arrays, *, wait: bool = True) -> Reply:
     """The reply to an order, at the plan's `answer_at`. Refusals are replies too.
+
+    After `answer_at` leaves only what no record timed: a refusal, or a sum that was ready before and whose way out was broken.
 
     text, signature: of the signed plan, as they came. arrays: the start, as it came. wait: false where pictures are public, so that
     the time of an answer need not hide anything.
@@ -65,7 +67,7 @@ def answer(site: Site, text: str, signature: str, arrays: Arrays, *, wait: bool 
     )  # fmt: skip
     code = contributor_code()
     try:
-        reply = _carried_out(site, plan, signed, arrays)
+        reply = _carried_out(site, plan, signed, arrays, hide=wait)
     except Refused as refused:
         spent = "its charge stands" if refused.code == "round_lost" else "nothing was spent"
         log.current()(
@@ -79,15 +81,27 @@ def answer(site: Site, text: str, signature: str, arrays: Arrays, *, wait: bool 
 
 
 def _wait(plan: Plan) -> None:
-    """Until `answer_at`. Who missed it waits for the next of the moments that follow every LATE seconds: the noised sum takes as
-    long as there are patients, and a plan can be timed so that it ends late."""
+    """Until `answer_at`, unless it is past or too far away."""
     now = time.time()
     if plan.issued - CLOCK_SLACK <= now <= plan.deadline and plan.answer_at - now <= MOST_WAIT:
-        missed = max(0, math.ceil((now - plan.answer_at) / LATE))
-        time.sleep(max(0.0, plan.answer_at + missed * LATE - now))
+        time.sleep(max(0.0, plan.answer_at - now))
 
 
-def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> Reply:
+def _held_until(begun: float, ended: float) -> float:
+    """The moment before which a late sum does not leave: a power of two seconds after it was begun. A sum takes as long as there are
+    patients, and a coordinator may make attempts as short as it likes: this tells it their number to a factor of two at best."""
+    return begun + 2.0 ** math.ceil(math.log2(max(ended - begun, 1.0)))
+
+
+def _silent(plan: Plan) -> RoundFailed:
+    return RoundFailed(
+        f"round {plan.round}: the noised sum was not ready at answer_at; it is kept, and goes with a later attempt at no further cost",
+        do="ask the coordinator for a longer answer_after, or for fewer steps",
+    )
+
+
+def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays, *, hide: bool) -> Reply:
+    """hide: whether a sum that misses `answer_at` is kept back."""
     release = Store(site).newest()
     with open_ledger(site) as ledger:
         seen = Seen.read(site)
@@ -95,7 +109,8 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
             plan.federation, plan.kind, plan.round
         )  # without opening: only if this round is charged
         terms = check(site, plan, arrays, release, 0 if charged else _last_round(site, ledger, seen, plan), time.time())
-        Seen(signed, seen.charged).write(site)
+        seen = replace(seen, last=signed)
+        seen.write(site)
         centre = None if charged else _centre(site, ledger, plan, here(release))
         cohort, reader = (charged, None) if charged else _next_cohort(site, ledger, plan, here(release), centre, terms)
         order = Order.of(
@@ -108,6 +123,8 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
             numbers=sum(a.size for a in arrays.values()),
         )
         if ledger.preview(order) == "resend":
+            if hide and plan.answer_at < seen.held.get(str(plan.round), 0.0):
+                raise _silent(plan)
             payload, receipt = ledger.answer(order, _never)
             log.current()(
                 "resend", f"round {plan.round}: the same bytes again, nothing is spent",
@@ -130,17 +147,23 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays) -> 
                 f"round {plan.round}: the records were not ready at answer_at; nothing was charged",
                 do="they are kept for the next attempt; ask the coordinator for a longer answer_after",
             )
-        Seen(signed, {**seen.charged, str(plan.round): plan.issued}).write(site)
-        start = time.monotonic()
+        seen = replace(seen, charged={**seen.charged, str(plan.round): plan.issued})
+        seen.write(site)
+        start, begun = time.monotonic(), time.time()
         with uninterrupted():
             payload, receipt = ledger.answer(order, train)
+            ended = time.time()
+            if late := hide and ended > plan.answer_at:
+                replace(seen, held={**seen.held, str(plan.round): _held_until(begun, ended)}).write(site)
         log.current()(
             "charged",
             f"round {plan.round}: charged to cohort {cohort}: {statement.up(facts['epsilon'])} of epsilon {facts['cap_epsilon']:g} is spent "
-            f"in this federation (mu {facts['mu']:.3f}); the noised sum waits for answer_at",
+            f"in this federation (mu {facts['mu']:.3f}); the noised sum waits for {'a later attempt' if late else 'answer_at'}",
             round=plan.round, cohort=cohort, sigma=terms.sigma, epsilon=facts["epsilon"], mu=facts["mu"], receipt=receipt,
             budget=facts["cap_epsilon"], delta=facts["delta"], seconds=round(time.monotonic() - start, 3),
         )  # fmt: skip
+        if late:
+            raise _silent(plan)
         return egress.decode(payload).with_receipt(receipt)
 
 

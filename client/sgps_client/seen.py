@@ -1,8 +1,8 @@
-"""Verified plans that a site remembers, so that an old plan, or an echo that is too old, is told apart."""
+"""Verified plans that a site remembers, so that an old plan, or an echo that is too old, is told apart; and which sums were late."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgps.errors import StateError
@@ -18,16 +18,18 @@ def _file(site: Site) -> Path:
 
 @dataclass(frozen=True)
 class Seen:
-    """Verified plans that a site remembers: the last one, and when the plan of each charged round was issued."""
+    """Verified plans that a site remembers: the last one, and when the plan of each charged round was issued. held: rounds whose sum
+    missed the `answer_at` of its attempt -> the moment before which it does not leave."""
 
     last: SignedPlan | None
     charged: Mapping[str, float]
+    held: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, site: Site) -> "Seen":
         try:
             found = json.loads(_file(site).read_bytes())
-            return cls(SignedPlan.model_validate(found["last"]), dict(found["charged"]))
+            return cls(SignedPlan.model_validate(found["last"]), dict(found["charged"]), dict(found.get("held", {})))
         except FileNotFoundError:
             return cls(None, {})
         except (ValueError, KeyError, TypeError) as error:
@@ -35,4 +37,5 @@ class Seen:
 
     def write(self, site: Site) -> None:
         last = None if self.last is None else self.last.model_dump()
-        write_atomic(_file(site), json.dumps({"last": last, "charged": dict(self.charged)}).encode(), 0o600)
+        found = {"last": last, "charged": dict(self.charged), "held": dict(self.held)}
+        write_atomic(_file(site), json.dumps(found).encode(), 0o600)

@@ -83,21 +83,21 @@ class Rounds:
     def _round(self, number: int) -> None:
         self._open(number)
         self._no = {}
-        owed = set(
-            self._opened().sites
-        )  # asked by a process before this one: they may have paid, so they are asked once more
+        # Asked by a process before this one, or silent: they may have paid, so they are asked once more, although a quorum is here.
+        owed = set(self._opened().sites)
+        again = set(owed)
         for _ in range(self._settings.attempts):
             if self._opened().closing:
                 break
             needed = bool(owed - set(self._contributed(number))) or not self._enough(number)
-            if needed and self._wait_for_sites(number, owed):
-                self._attempt(number)
-            owed = set()
-            if self._closed(number):
+            silent = self._attempt(number) if needed and self._wait_for_sites(number, owed) else set()
+            owed = silent - again
+            again |= owed
+            if not owed and self._closed(number):
                 break
             self._hopeless(number)
             self._pause(PAUSE)
-        if not self._opened().closing:
+        if not self._opened().closing and not self._closed(number):
             raise self._failed(number, f"after {self._settings.attempts} attempts")
         self._close(number)
 
@@ -246,12 +246,13 @@ class Rounds:
         self._board.set(state="running", waiting_for=[])
         return True
 
-    def _attempt(self, number: int) -> None:
-        """One plan to all who are here and have not contributed. Ends when all have answered, are lost, or it is too late."""
+    def _attempt(self, number: int) -> set[str]:
+        """One plan to all who are here and have not contributed. Ends when all have answered, are lost, or it is too late. Returns those
+        who are here and said nothing."""
         messages = self._strategy.orders(number, self._link)
         plan = self._strategy.plan
         if plan is None or not messages:
-            return
+            return set()
         names = self._roster.names()
         self._report(
             "round_started", round=number, rounds=self._settings.rounds, attempt=plan.attempt, sites=list(plan.sites),
@@ -294,6 +295,7 @@ class Rounds:
                 quorum=self._settings.quorum,
                 silent=silent,
             )
+        return {*silent}
 
     def _take(self, number: int, site: str, reply: Any) -> None:
         """One reply: keep it, or say why not. Nothing that a site sends ends the round."""

@@ -267,16 +267,73 @@ def test_the_answer_leaves_at_answer_at(bench: Bench, refused: bool, monkeypatch
     assert reply.status == ("plan_encoder" if refused else "accepted")
 
 
-@pytest.mark.parametrize(("late", "moment"), [(-3.0, 0.0), (0.4, 5.0), (4.9, 5.0), (5.1, 10.0)])
-def test_who_missed_answer_at_answers_at_a_moment_that_no_record_decides(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, late: float, moment: float
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """[seconds that the clock is ahead]; a sleep moves it."""
+    ahead, real = [0.0], time.time
+
+    def sleep(seconds: float) -> None:
+        ahead[0] += seconds
+
+    monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
+    monkeypatch.setattr(time, "sleep", sleep)
+    return ahead
+
+
+def slow_sum(monkeypatch: pytest.MonkeyPatch, clock: list[float], seconds: float) -> None:
+    """The noised sum takes so long, and is never made twice."""
+    real, made = rounds._noised, list[int]()
+
+    def noised(*args: Any) -> bytes:
+        assert not made, "made again"
+        made.append(1)
+        clock[0] += seconds
+        return real(*args)
+
+    monkeypatch.setattr(rounds, "_noised", noised)
+
+
+def test_a_sum_that_missed_answer_at_leaves_at_the_moment_of_a_later_attempt_and_costs_nothing_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    plan, slept = bench.plan(), []
-    with monkeypatch.context() as patch:
-        patch.setattr(time, "time", lambda: plan.answer_at + late)
-        patch.setattr(time, "sleep", slept.append)
-        REAL_WAIT(plan)
-    assert slept == [pytest.approx(moment - late, abs=1e-3)]
+    """Nothing leaves between the moments that plans name, and the first of them does not tell how long the sum took."""
+    slow_sum(monkeypatch, clock, 37.0)
+    monkeypatch.setattr(rounds, "_wait", REAL_WAIT)
+    begun = time.time()
+    first = bench.plan(deadline=begun + 100)
+    for _ in range(2):  # the worker tries again until the deadline
+        with pytest.raises(RoundFailed, match="not ready at answer_at"):
+            ask(bench, first)
+    soon = bench.plan(attempt=2, answer_at=begun + 60, deadline=begun + 100)  # after the sum, before 64 s are over
+    with pytest.raises(RoundFailed, match="not ready at answer_at"):
+        ask(bench, soon)
+    third = bench.plan(attempt=3, answer_at=begun + 70, deadline=begun + 100)
+    reply = ask(bench, third)
+    assert reply.status == egress.ACCEPTED
+    assert third.answer_at <= time.time() < third.answer_at + 3
+    assert [e["kind"] for e in all_entries(bench)] == ["COHORT", "CHARGE", "COMMIT"]
+
+
+@pytest.mark.parametrize(("took", "held"), [(0.2, 1), (3.0, 4), (4.0, 4), (4.1, 8), (33, 64), (63, 64), (65, 128)])
+def test_how_long_a_late_sum_took_shows_to_a_factor_of_two_whatever_attempts_are_made(took: float, held: float) -> None:
+    assert rounds._held_until(1000.0, 1000.0 + took) == 1000.0 + held
+
+
+def test_a_sum_that_was_in_time_may_leave_after_answer_at_when_its_way_out_was_broken(
+    bench: Bench, clock: list[float]
+) -> None:
+    plan = bench.plan()
+    first = ask(bench, plan)
+    clock[0] += bench.wait + 5
+    assert egress.encode(ask(bench, plan)) == egress.encode(first)
+
+
+def test_of_public_pictures_a_late_sum_leaves_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    slow_sum(monkeypatch, clock, 37.0)
+    signed = bench.plan().sign(bench.key)
+    assert answer(bench.site, signed.text, signed.signature, bench.start(), wait=False).status == egress.ACCEPTED
 
 
 @pytest.mark.usefixtures("no_record")

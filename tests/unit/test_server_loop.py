@@ -1,75 +1,28 @@
-"""A coordinator that dies while a round closes, and a site that withdraws before it starts again. Real files, keys and contributions;
-a fault raised in place of the kill."""
+"""The round loop over real files, keys and contributions: a coordinator that dies while a round closes, a site that withdraws before
+it starts again, a site that is late. A fault is raised in place of the kill."""
 
-import json
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
-import fake_site
-import tiny_release
+import local_rounds
+from local_rounds import SITES, run
 
-from sgps.files import sha256_file
 from sgps.memory import COUNTS, ROWS, Contribution, pool
-from sgps.release import MANIFEST, Release
-from sgps.signing import fingerprint, load_private
+from sgps.release import Release
+from sgps.signing import load_private
 from sgps_server import audit, enrolment, releases
-from sgps_server.audit import Audit
 from sgps_server.checkpoint import Checkpoint, read_state
-from sgps_server.config import Federation, Folder
-from sgps_server.registry import Registry
-from sgps_server.rounds import Rounds
-from sgps_server.status import Board
-
-SITES = ("north", "south", "west")
+from sgps_server.config import Folder
 
 
 class Killed(BaseException):
     pass
-
-
-class Line:
-    """Link and roster: every enrolled site is here and answers at once."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.sites: dict[int, fake_site.FakeSite] = {}
-        for node, name in enumerate(SITES, 100):
-            self.sites[node] = fake_site.FakeSite(folder.root.parent / name, "none", patients=12)
-            self.sites[node].api.close()
-        self.asked: list[str] = []
-        self._enrolled, self._replies = set[str](), dict[str, Message]()
-
-    def sync(self, keys: dict[str, str]) -> None:
-        self._enrolled = {*keys}
-
-    def names(self) -> dict[int, str]:
-        return {n: s.identity.site for n, s in self.sites.items() if s.identity.site in self._enrolled}
-
-    def get_node_ids(self) -> Iterable[int]:
-        return [*self.names()]
-
-    def push_messages(self, messages: list[Message]) -> list[str]:
-        for order in messages:
-            site = self.sites[order.metadata.dst_node_id]
-            self.asked.append(site.identity.site)
-            plan = json.loads(str(order.content["plan"]["text"]))
-            reply = Message(site.reply(plan, order), dst_node_id=1, message_type="train")
-            reply.metadata.__dict__["_src_node_id"] = order.metadata.dst_node_id
-            self._replies[str(len(self.asked))] = reply
-        return [*self._replies][-len(messages) :]
-
-    def collect(self, orders: list[str]) -> list[tuple[str, Message]]:
-        return [(order, self._replies[order]) for order in orders]
-
-    def withdraw(self, order: str) -> None:
-        """Nothing is left to withdraw: all have answered."""
 
 
 @pytest.fixture
@@ -78,30 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    source = tiny_release.make(tmp_path / "release")
-    shipped = Release.open(source, sha256=sha256_file(source / MANIFEST))
-    enrolment.init(tmp_path / "centre", "derm", "https://localhost:8443", shipped)
-    found = Folder(tmp_path / "centre")
-    for name in SITES:
-        request = enrolment.read_request(fake_site.request(tmp_path / name, name))
-        enrolment.approve(found, request, tmp_path / name / "site.kit")
-    return found
-
-
-def run(folder: Folder, rounds: int = 1) -> Line:
-    """One life of the coordinator, to the end of that many rounds."""
-    settings = Federation.model_validate(
-        {
-            "name": "derm", "url": "https://localhost:8443", "listen": {"host": "localhost", "port": 8443}, "rounds": rounds,
-            "epsilon": 3.0, "delta": 1e-5, "quorum": 1, "wait_for": 1, "patience": 5, "answer_after": 1, "deadline_after": 60,
-        }
-    )  # fmt: skip
-    key, line = load_private(folder.keys / "plan.key"), Line(folder)
-    board = Board(folder, "derm", fingerprint(key.public_key()), rounds)
-    parts: tuple[Any, Any] = (line, line)
-    registry, record = Registry(folder.registry), Audit(folder.audit)
-    Rounds(folder, settings, key, *parts, registry, record, board, lambda *_, **__: None, threading.Event()).run()
-    return line
+    return local_rounds.make(tmp_path)
 
 
 def opened(folder: Folder, number: int) -> Release:
@@ -192,3 +122,16 @@ def test_of_two_that_withdraw_only_the_one_before_closing_is_left_out_whenever_t
     holds(folder, 1, ("south", "west"))
     assert run(folder, 2).asked == ["south"]
     holds(folder, 2, ("south",))
+
+
+def test_a_site_that_said_nothing_is_asked_once_more_although_a_quorum_is_here(folder: Folder) -> None:
+    """Its sum may be paid for and late: the next attempt gets the same bytes."""
+    times = {"answer_after": 0.2, "deadline_after": 0.6}
+    line = local_rounds.Line(folder, silent=lambda site, attempt: site == "west" and attempt == 1)
+    run(folder, 1, line, **times)
+    assert line.asked == [*SITES, "west"]
+    holds(folder, 1, SITES)
+    dumb = local_rounds.Line(folder, silent=lambda site, _: site == "west")
+    run(folder, 2, dumb, **times)
+    assert dumb.asked == [*SITES, "west"]
+    assert [r.sites for r in opened(folder, 2).manifest.rounds] == [SITES, ("north", "south")]
