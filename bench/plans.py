@@ -191,8 +191,8 @@ class Cell:
             mine = mine[self.views.turn[mine] % sites == site][:OTHERS]
             for patient in mine:
                 features = {self.judge.place(kind): self.views.sites[sites][patient]}
-                total, count = site_mean.record(self.coordinates, self.means, features) or (None, None)
-                records.append({site_mean.SUM: total, site_mean.COUNT: count})
+                if found := site_mean.record(self.coordinates, self.means, features):
+                    records.append(dict(zip((site_mean.SUM, site_mean.COUNT), found, strict=True)))
         sent = noised_sum("site_mean", self.release, records, terms)
         sigma = terms.sigma if terms else 0.0
         return site_mean.offset(sent[site_mean.SUM], sent[site_mean.COUNT], sigma, self.coordinates)
