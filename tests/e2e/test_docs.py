@@ -112,7 +112,7 @@ class Place:
                 yield
             finally:
                 process.terminate()
-                process.wait(30)
+                process.wait(120)
 
 
 def picture(disease: str, number: int) -> bytes:

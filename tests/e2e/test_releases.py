@@ -91,7 +91,7 @@ def test_start_gets_every_release_by_itself_through_a_proxy_that_cuts_the_line(f
         f.wait(lambda: (west.releases / "0000").is_dir())
         for name in ("north", "south"):
             f.start_site(name)
-        assert process.wait(120) == 0
+        assert process.wait(300) == 0
         stop.set()
         watch.join()
         assert not proxy.cuts
@@ -180,7 +180,7 @@ def test_the_port_speaks_tls_1_3_health_and_nothing_below(f: fed.Federation) -> 
 def test_a_second_port_that_is_taken_ends_the_start_in_one_line(f: fed.Federation) -> None:
     with socket.create_server(("127.0.0.1", f.port + 1)):
         process = f.start()
-        assert process.wait(60) == 6
+        assert process.wait(240) == 6
     said = (f.work / "server.log").read_text()
     assert f"127.0.0.1:{f.port + 1}: cannot listen - free the port or change `releases`" in said.splitlines()[-1]
     assert "Traceback" not in said

@@ -68,7 +68,7 @@ class Page:
 
     def raw(self, request: str) -> str:
         """The answer to bytes that no browser would send."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as peer:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as peer:
             peer.sendall(request.encode())
             return peer.recv(4096).decode("utf-8", "replace")
 
@@ -97,7 +97,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
             browser.close()
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
 
 
 @pytest.fixture

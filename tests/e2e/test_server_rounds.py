@@ -82,7 +82,7 @@ def test_two_rounds_give_two_signed_releases_pooled_from_all_contributions(make:
     head = json.loads(north.ask("AuditHead").text)
     assert (head["head"], head["lines"]) == (f.audit()[-1]["sha256"], len(f.audit()))
     coordinator.send_signal(signal.SIGINT)
-    assert coordinator.wait(20) == 0
+    assert coordinator.wait(300) == 0
 
     release = opened(f, "0002")
     sigma = float(release.manifest.rounds[0].terms["sigma"])
@@ -127,7 +127,7 @@ def test_a_coordinator_killed_in_mid_round_completes_it_with_the_same_bytes(make
     assert not f.events("reply")
     before = {name: outbox(f, name)[ROWS].tobytes() for name in ("north", "south")}
     again = f.start("--linger", 0)
-    assert again.wait(60) == 0
+    assert again.wait(240) == 0
     assert f.events("resumed")[0]["attempt"] == 1
     issued = f.audit("issued")
     assert [e["attempt"] for e in issued] == [1, 2]
@@ -151,7 +151,7 @@ def test_kills_at_random_moments_lose_nothing_and_change_no_byte(make: Make) -> 
     while True:
         coordinator = f.start("--linger", 0)
         if kills == 8:
-            assert coordinator.wait(150) == 0
+            assert coordinator.wait(300) == 0
             break
         try:
             assert coordinator.wait(rng.uniform(2.5, 6)) == 0
@@ -192,7 +192,7 @@ def test_a_contribution_that_arrived_before_the_kill_is_not_asked_for_again(make
     silent.wait()
     f.start_site("south")
     again = f.start("--linger", 0)
-    assert again.wait(90) == 0
+    assert again.wait(240) == 0
     assert f.audit("issued")[-1]["sites"] == ["south"]
     assert len(f.site_events("north", "plan")) == 1
     assert opened(f, "0001").manifest.rounds[0].sites == ("north", "south")
@@ -210,7 +210,7 @@ def test_settings_changed_while_a_round_is_open_wait_for_the_next_one(make: Make
     coordinator.kill()
     coordinator.wait()
     f.write_settings(epsilon=1.0)
-    assert f.start("--linger", 0).wait(60) == 0
+    assert f.start("--linger", 0).wait(240) == 0
     assert f.events("terms_kept")
     assert len({e["plan"] for e in f.audit("issued")}) == 1
 
@@ -222,11 +222,11 @@ def test_a_site_that_withdrew_is_in_no_release_from_the_next_one_on(make: Make) 
     coordinator = f.start("--linger", 0)
     for name in ("north", "south", "west"):
         f.start_site(name)
-    assert coordinator.wait(60) == 0
+    assert coordinator.wait(240) == 0
     said = json.loads(fed.server("sites", "withdraw", "north", "--json", "--config", f.folder.config).stdout)
     assert said == {"site": "north", "withdrawn": True, "rounds": [1]}
     f.write_settings(rounds=2, wait_for=2)
-    assert f.start("--linger", 0).wait(60) == 0
+    assert f.start("--linger", 0).wait(240) == 0
 
     first, second = opened(f, "0001"), opened(f, "0002")
     assert [r.sites for r in first.manifest.rounds] == [("north", "south", "west")]  # what is out stays as it is
@@ -253,7 +253,7 @@ def test_bad_replies_are_rejected_audited_and_do_not_stop_the_round(make: Make) 
         f.start_site(name)
     for fault in BAD:
         f.start_site(fault, "--fault", fault)
-    assert coordinator.wait(150) == 0
+    assert coordinator.wait(300) == 0
     assert {e["site"]: e["code"] for e in f.audit("rejected", "refusal")} == BAD
     assert [e["site"] for e in f.audit("refusal")] == ["budget"]  # the site's own no, not a fault
     release = opened(f, "0001")
@@ -273,9 +273,9 @@ def test_a_site_lost_in_a_round_gets_its_order_again_when_it_is_back(make: Make)
     silent = f.start_site("south", "--fault", "silent")
     f.wait(lambda: f.events("reply"))
     silent.kill()
-    f.wait(lambda: f.events("lost"), 40)  # Flower counts a silent node as gone after two missed beats
+    f.wait(lambda: f.events("lost"), 120)  # Flower counts a silent node as gone after two missed beats
     f.start_site("south")
-    assert coordinator.wait(60) == 0
+    assert coordinator.wait(240) == 0
     assert f.events("again")
     assert [e["attempt"] for e in f.audit("issued")] == [1]
 
@@ -294,7 +294,7 @@ def test_without_a_quorum_the_program_ends_with_an_error_and_the_next_start_goes
     silent.wait()
     f.start_site("south")
     f.write_settings(deadline_after=60, patience=20)
-    assert f.start("--linger", 0).wait(90) == 0
+    assert f.start("--linger", 0).wait(240) == 0
     assert len(f.site_events("north", "made")) == 1
 
 
@@ -325,7 +325,7 @@ def test_ctrl_c_while_it_waits_stops_cleanly_and_names_who_was_missing(make: Mak
     assert second.returncode == 7
     assert "another process" in second.stderr
     coordinator.send_signal(signal.SIGINT)
-    assert coordinator.wait(20) == 130
+    assert coordinator.wait(120) == 130
     assert json.loads(fed.server("status", "--json", "--config", f.folder.config).stdout)["state"] == "stopped"
 
 
@@ -341,5 +341,5 @@ def test_a_receiving_site_is_never_asked_but_is_served(make: Make) -> None:
     assert f.site_events("west", "plan") == []
     assert f.audit("issued")[0]["sites"] == ["north"]
     coordinator.send_signal(signal.SIGTERM)
-    assert coordinator.wait(20) == 0
+    assert coordinator.wait(300) == 0
     assert f.events()[-1] == {"event": "ended", "time": f.events()[-1]["time"], "release": "0001"}

@@ -126,7 +126,7 @@ class Federation:
     def audit(self, *names: str) -> list[dict[str, Any]]:
         return [e for e in read(self.folder.audit) if not names or e["event"] in names]
 
-    def wait(self, what: Callable[[], Any], seconds: float = 60) -> Any:
+    def wait(self, what: Callable[[], Any], seconds: float = 240) -> Any:
         end = time.monotonic() + seconds
         while not (found := what()):
             if time.monotonic() > end:
