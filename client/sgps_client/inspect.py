@@ -57,6 +57,7 @@ class Inspection:
             "classes": len(m.classes),
             "encoder_sha256": m.encoder_sha256,
             "provenance": [p.model_dump(mode="json") for p in m.provenance],
+            "carried": [c.model_dump(mode="json") for c in m.carried or ()],
             "rounds": [r.model_dump(mode="json") for r in m.rounds],
             "contributors": contributors(m),
             "privacy": [
@@ -91,6 +92,11 @@ class Inspection:
         for r in m.rounds:
             centred = ", each site centred by its own noised mean" if r.centred else ""
             lines.append(f"  round {r.round}: {r.kind}{centred}; {', '.join(r.sites)}")
+        for c in m.carried or ():
+            mean = c.figures.get("cosine", {}).get("mean", "unknown")
+            lines.append(
+                f"  rows up to round {c.last}: carried from base network {c.before[:16]} by map {c.map_sha256[:16]}; cosine on classes left out {mean}"
+            )
         for one in self.prices:
             lines.append(f"privacy statement of {one.site}")
             lines += [f"  {line}" for line in statement.text(one.stated).splitlines()]

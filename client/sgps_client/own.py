@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sgps import carry
 from sgps.errors import ConfigError, InputError, StateError
 from sgps.memory import COUNTS, ROWS, Contribution, Memory
 from sgps.release import Release
@@ -78,10 +79,12 @@ def own_patients(
 
 
 def own_contributions(site: Site, release: Release, ledger: "Ledger") -> list[Contribution]:
-    """The noised sums of this site that the release's memory holds, from the outbox."""
+    """The noised sums of this site that the release's memory holds, from the outbox; as the release carries them where it went over to a
+    new base network since."""
     rounds = {r.round for r in release.manifest.rounds if r.kind == "rows" and site.name in r.sites}
     here = [e for e in ledger.history() if e["federation"] == release.manifest.fingerprint]
     sent = {e["round"] for e in here if e["kind"] == "COMMIT"}
+    maps, steps = carry.maps(release), release.manifest.carried or ()
     parts, seen = [], set()
     for entry in here:
         if entry["kind"] != "CHARGE" or entry["plan_kind"] != "rows" or entry["round"] not in rounds & sent:
@@ -90,7 +93,8 @@ def own_contributions(site: Site, release: Release, ledger: "Ledger") -> list[Co
         if payload is None:  # a forgiven charge, or a lost file
             continue
         arrays = egress.decode(payload).arrays
-        parts.append(Contribution(arrays[ROWS], arrays[COUNTS], float(entry["sigma"])))
+        part = Contribution(arrays[ROWS], arrays[COUNTS], float(entry["sigma"]))
+        parts.append(carry.brought(steps, maps, entry["round"], part))
         seen.add(entry["round"])
     if lost := sorted(rounds - seen):
         raise StateError(

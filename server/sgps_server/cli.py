@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sgps import command
+from sgps.default_plan import DEFAULT_PLAN
 
 app = typer.Typer(
     add_completion=False,
@@ -115,18 +116,13 @@ def _with_port(url: str, port: int | None) -> str:
 
 def _first_release(path: Path | None) -> Any:
     """The shipped release, or that of a folder which the operator names and thereby vouches for."""
-    from sgps.files import sha256_file
-    from sgps.release import MANIFEST, Release
-
     if path is None:
         from sgps.shipped import shipped_release
 
         return shipped_release()
-    if not (path / MANIFEST).is_file():
-        from sgps.errors import InputError
+    from sgps.release import vouched
 
-        raise InputError("holds no release", where=path, do=f"name a folder with {MANIFEST}")
-    return Release.open(path, sha256=sha256_file(path / MANIFEST))
+    return vouched(path)
 
 
 @sites.command("approve")
@@ -202,8 +198,10 @@ def status(config: Config = HERE, as_json: AsJson = False) -> None:
 @app.command()
 def forecast(
     patients: Annotated[str, typer.Option(help="Patients of one disease in each site: 12,30,8.")],
-    epsilon: Annotated[float, typer.Option(min=0.01, max=20, help="What each site spends.")],
-    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = 1e-5,
+    epsilon: Annotated[
+        float, typer.Option(min=0.01, max=20, help="What each site spends; the default plan's when not given.")
+    ] = DEFAULT_PLAN.epsilon,
+    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = DEFAULT_PLAN.delta,
     as_json: AsJson = False,
 ) -> None:
     """What a round of rows would cost and bring the whole federation: which sites are too small to help, what the noise leaves."""
@@ -247,6 +245,28 @@ def export(
         {"name": chosen, "sha256": found.sha256, "folder": str(out)},
         f"release {chosen} in {out}, sha256 {found.sha256}",
     )
+
+
+@release_commands.command("carry")
+def carry(
+    map_file: Annotated[Path, typer.Option("--map", help="What `sgps memory map` made.")],
+    release: Annotated[
+        Path, typer.Option(help="A release of the new base network, as `sgps pretrain release` makes it.")
+    ],
+    config: Config = HERE,
+    as_json: AsJson = False,
+) -> None:
+    """Go over to a new base network and take the rows along. It counts as a round, in which nobody takes part."""
+    from sgps.release import vouched
+    from sgps_server import carry as carrying
+
+    made = carrying.carry_over(_folder(config), vouched(release), map_file)
+    m = made.release.manifest
+    fields = {
+        "name": made.release.folder.name, "sha256": made.release.sha256, "encoder_sha256": m.encoder_sha256,
+        "rows_before": made.rows[0], "rows": made.rows[1], "episodes_lost": list(made.lost),
+    }  # fmt: skip
+    _tell(as_json, fields, carrying.describe(made))
 
 
 @audit_commands.command("verify")

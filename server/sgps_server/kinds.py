@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sgps import subset
+from sgps import carry, subset
 from sgps.errors import ConfigError
 from sgps.kinds import KINDS
 from sgps.memory import COUNTS, ROWS, Array, Contribution, pool
@@ -46,12 +46,12 @@ class Result:
 @dataclass(frozen=True)
 class Conduct:
     """terms: (settings, share of the price's mu^2) -> mechanism facts; raises PrivacyError when they promise nothing. start: what
-    travels with the plan. result: (release, every accepted reply of this kind, those of this round, in the order of round and
-    site)."""
+    travels with the plan. result: (release, every accepted reply of this kind by round and site, those of this round), in the order
+    of round and site."""
 
     terms: Callable[[Federation, float], Terms]
     start: Callable[[Release, Terms], Arrays]
-    result: Callable[[Release, Sequence[Sent], Sequence[Sent]], Result]
+    result: Callable[[Release, Mapping[tuple[int, str], Sent], Sequence[Sent]], Result]
 
 
 def _once(kind: str, groups: tuple[tuple[str, ...], ...]) -> Callable[[Federation, float], Terms]:
@@ -68,15 +68,18 @@ def _zeros(release: Release, terms: Terms) -> Arrays:
     return {n: np.zeros(shape, np.float32) for n, shape in KINDS[terms.kind].shapes(release, terms.names).items()}
 
 
-def _pooled(release: Release, every: Sequence[Sent], now: Sequence[Sent]) -> Result:
-    """The class memory, from the contributions of all rounds."""
-    memory = release.memory()
-    parts = [Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma) for s in every]
+def _pooled(release: Release, every: Mapping[tuple[int, str], Sent], now: Sequence[Sent]) -> Result:
+    """The class memory, from the contributions of all rounds; those that an older base network made, through the release's maps."""
+    memory, maps, steps = release.memory(), carry.maps(release), release.manifest.carried or ()
+    parts = [
+        carry.brought(steps, maps, round, Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma))
+        for (round, _), s in every.items()
+    ]
     after = pool(memory.coordinates, memory.ids, parts)
-    return Result(after.arrays(), {MEMORY: memory_bytes(after)})
+    return Result(after.arrays(), {MEMORY: memory_bytes(after, carry.arrays(maps))})
 
 
-def _kept(release: Release, every: Sequence[Sent], now: Sequence[Sent]) -> Result:
+def _kept(release: Release, every: Mapping[tuple[int, str], Sent], now: Sequence[Sent]) -> Result:
     """A site's mean is for that site's next round; in the release nothing changes but the statements."""
     return Result(release.memory().arrays())
 
@@ -94,7 +97,7 @@ def _parameters(release: Release, terms: Terms) -> Arrays:
     return dict(subset.start(release, terms.names))
 
 
-def _trained(release: Release, every: Sequence[Sent], now: Sequence[Sent]) -> Result:
+def _trained(release: Release, every: Mapping[tuple[int, str], Sent], now: Sequence[Sent]) -> Result:
     """The mean of the sites' changes: every site adds its noise in full and weighs the same, whatever it holds."""
     names = now[0].terms.names
     change = {n: np.mean([s.arrays[n].astype(np.float64) for s in now], axis=0) for n in names}
@@ -163,7 +166,7 @@ def result(release: Release, number: int, sent: Mapping[tuple[int, str], Sent]) 
     if not now:
         return None
     kind = now[0].terms.kind
-    return CONDUCT[kind].result(release, [sent[k] for k in order if sent[k].terms.kind == kind], now)
+    return CONDUCT[kind].result(release, {k: sent[k] for k in order if sent[k].terms.kind == kind}, now)
 
 
 def separable(terms: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from sgps.code import contributor_code
 from sgps.errors import InputError, StateError
 from sgps.files import new_folder, read_limited, sha256_file, write_atomic
-from sgps.release import FILES, MANIFEST, MANIFEST_LIMIT, SIGNATURE, Release, Round, write
+from sgps.release import FILES, MANIFEST, MANIFEST_LIMIT, MEMORY, SIGNATURE, Carry, Release, Round, write
 from sgps.signing import fingerprint
 from sgps_server.checkpoint import Record
 from sgps_server.kinds import Result
@@ -84,25 +84,11 @@ def following(
         if any(sha256_file(target / n) != hashlib.sha256(data).hexdigest() for n, data in result.files.items()):
             raise StateError("was made from other contributions", where=target, do="restore the folder from a backup")
         return found
-    order = sorted(records, key=lambda r: (r.round, r.site))
-    statements: dict[str, tuple[dict[str, Any], ...]] = {}
-    for r in order:
-        statements[r.site] = (*statements.get(r.site, ()), statement_entry(r))
     a = before.manifest.architecture
     manifest = before.manifest.model_copy(
         update={
             "name": name_of(number),
-            "rounds": tuple(
-                Round(
-                    round=n,
-                    kind=str(terms[n]["kind"]),
-                    terms=terms[n],
-                    sites=tuple(r.site for r in order if r.round == n),
-                    centred=terms[n]["kind"] == "rows" and terms.get(n - 1, {}).get("kind") == "site_mean",
-                )
-                for n in sorted({r.round for r in order})
-            ),
-            "statements": statements,
+            **_history(records, terms),
             "code_sha256": contributor_code(),
             "architecture": a.model_copy(update={"learned": a.learned if result.learned is None else result.learned}),
             "figures": {**before.manifest.figures, ANCHOR: anchor},
@@ -110,6 +96,57 @@ def following(
     )
     write(target, contents, manifest, key)
     return Release.open(target, key=key.public_key())
+
+
+def carried(
+    folder: Path, number: int, source: Release, memory: bytes, steps: tuple[Carry, ...], records: Sequence[Record],
+    terms: dict[int, dict[str, Any]], anchor: str, key: Ed25519PrivateKey,
+) -> Release:  # fmt: skip
+    """Write release `number` of the base network of `source`, with a carried memory (`sgps_server.carry`), and open it.
+
+    steps: all maps that its rows came through. When the folder is there already, it is taken if it holds this memory on this base. Raises
+    StateError when it holds another.
+    """
+    target, before = folder / name_of(number), Release.open(folder / name_of(number - 1), key=key.public_key())
+    if target.exists():
+        found = Release.open(target, key=key.public_key())
+        same = found.manifest.carried == steps and sha256_file(target / MEMORY) == hashlib.sha256(memory).hexdigest()
+        if not same:
+            raise StateError("is another release", where=target, do="restore the folder from a backup")
+        return found
+    manifest = source.manifest.model_copy(
+        update={
+            "name": name_of(number),
+            "federation": before.manifest.federation,
+            "fingerprint": before.manifest.fingerprint,
+            **_history(records, terms),
+            "code_sha256": contributor_code(),
+            "figures": {**source.manifest.figures, ANCHOR: anchor},
+            "carried": steps,
+        }
+    )
+    contents: dict[str, bytes | Path] = {name: source.folder / name for name in FILES} | {MEMORY: memory}
+    write(target, contents, manifest, key)
+    return Release.open(target, key=key.public_key())
+
+
+def _history(records: Sequence[Record], terms: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Fields of a manifest: who contributed to which round, under which terms, and what each has stated."""
+    order = sorted(records, key=lambda r: (r.round, r.site))
+    statements: dict[str, tuple[dict[str, Any], ...]] = {}
+    for r in order:
+        statements[r.site] = (*statements.get(r.site, ()), statement_entry(r))
+    rounds = tuple(
+        Round(
+            round=n,
+            kind=str(terms[n]["kind"]),
+            terms=terms[n],
+            sites=tuple(r.site for r in order if r.round == n),
+            centred=terms[n]["kind"] == "rows" and terms.get(n - 1, {}).get("kind") == "site_mean",
+        )
+        for n in sorted({r.round for r in order})
+    )
+    return {"rounds": rounds, "statements": statements}
 
 
 def statement_entry(record: Record) -> dict[str, Any]:

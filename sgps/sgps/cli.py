@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +20,9 @@ app = typer.Typer(
 pretrain = typer.Typer(
     no_args_is_help=True, help="Make the base network, the generator and a release from public images."
 )
+memory = typer.Typer(no_args_is_help=True, help="Take the class memory to another base network.")
 app.add_typer(pretrain, name="pretrain")
+app.add_typer(memory, name="memory")
 
 
 def _version(asked: bool) -> None:
@@ -188,7 +190,48 @@ def release(
     _tell(as_json, {"out": str(out), "sha256": sha256}, f"{out}: sha256 {sha256}")
 
 
-def _tell(as_json: bool, facts: dict[str, str], text: str) -> None:
+@memory.command("map")
+def carry(
+    before: Annotated[Path, typer.Option("--from", help="A release of the base network that has the rows.")],
+    after: Annotated[Path, typer.Option("--to", help="A release of the new base network.")],
+    data: Annotated[list[Path], typer.Option(help="Zip or folder of class folders, public; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="The file to make, for `sgps-server releases carry`.")],
+    leave_out: Annotated[
+        str,
+        typer.Option(help="Classes that are not looked at, beside those that the releases name: akiec,df,vasc."),
+    ] = "",
+    most: Annotated[int, typer.Option(min=10, help="Patients of a class.")] = 200,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """A map that carries rows from one base network to another, fitted on public pictures, and what it loses on classes it never saw."""
+    from sgps.pretrain.process import prepare_process
+
+    prepare_process(threads)
+    from sgps.errors import InputError
+    from sgps.pretrain.carry import make
+    from sgps.pretrain.progress import console
+    from sgps.release import vouched
+
+    if out.exists():
+        raise InputError("exists already", where=out, do="choose another --out")
+    with console() as report:
+        found = make(vouched(before), vouched(after), data, [c for c in leave_out.split(",") if c], most, report)
+    sha256, f = found.write(out), found.about.figures
+    lines = [f"{name:32} {c['patients']:5} patients  cosine {c['cosine']:.3f}" for name, c in f["classes"].items()]
+    text = "\n".join(
+        [
+            *lines,
+            f"a carried row of a class that the map never saw: cosine {f['cosine']['mean']:.3f} (least {f['cosine']['least']:.3f}) to one made in the new base",
+            f"AUROC of one exemplar {100 * f['auroc']['exemplar']:.1f}, with a carried row {100 * f['auroc']['carried']:.1f}, with one made in the new base {100 * f['auroc']['own']:.1f}",
+            f"a carried row counts as {f['patients_at_most']:g} exemplars at most",
+            f"{out}: sha256 {sha256}",
+        ]
+    )
+    _tell(as_json, {"out": str(out), "sha256": sha256, **found.about.model_dump(mode="json")}, text)
+
+
+def _tell(as_json: bool, facts: dict[str, Any], text: str) -> None:
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)
 
 

@@ -96,16 +96,55 @@ def record(
 
 @dataclass(frozen=True)
 class Contribution:
-    """One site's noised sums of one round. rows [C, k], counts [C] as sent; sigma: noise multiplier (clip 1, one step)."""
+    """One site's noised sums of one round. rows [C, k], counts [C] as sent; sigma: noise multiplier (clip 1, one step).
+
+    noise [k]: variance of each coordinate of `rows`, in units of sigma^2; none: one in the used ones. error [k]: of a patient's row, variance
+    of each coordinate that no number of patients takes away; none: zero. Both are there where rows came through a map from an older
+    base network (`sgps.carry`).
+    """
 
     rows: Array
     counts: Array
     sigma: float
+    noise: Array | None = None
+    error: Array | None = None
 
     def natural(self, radius: float) -> tuple[Array, Array]:
         """Sums of coordinates [C, k] in feature units and numbers of patients [C], both noised."""
         rows, counts = np.asarray(self.rows, dtype=np.float64), np.asarray(self.counts, dtype=np.float64)
         return rows * radius / np.sqrt(SHARE_ROW), counts / np.sqrt(SHARE_COUNT)
+
+    def variance(self, coordinates: Coordinates) -> Array:
+        """Noise variance of a row in each coordinate [k], feature units squared."""
+        noise = flat(len(coordinates.directions)) if self.noise is None else np.asarray(self.noise, np.float64)
+        return noise * (self.sigma * coordinates.radius) ** 2 / SHARE_ROW
+
+    def drift(self, coordinates: Coordinates) -> Array:
+        """Standard error of a patient's mean in each coordinate [k], feature units."""
+        error = np.zeros(len(coordinates.directions)) if self.error is None else np.asarray(self.error, np.float64)
+        return np.sqrt(error / SHARE_ROW) * coordinates.radius
+
+
+def flat(k: int) -> Array:
+    """Variance of the coordinates of a noised record's row [k], in units of sigma^2: one in the used ones."""
+    return np.where(np.arange(k) < USED, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Doubt of rows that came through a map from an older base network, by coordinate. noise [C, k]: its parts of `Memory.noise`. drift
+    [C, k]: sum of w n times the map's standard error, one and the same error for all patients of a row."""
+
+    noise: Array
+    drift: Array
+
+    def without(
+        self, weight: Array, counts: Array, own: Contribution, coordinates: Coordinates, kept: Array
+    ) -> "Carried":
+        """weight, counts [C]: of the part that goes; kept [C]: rows that hold anything else."""
+        noise = self.noise - weight[:, None] ** 2 * own.variance(coordinates)
+        drift = self.drift - (weight * counts)[:, None] * own.drift(coordinates)
+        return Carried(*(np.where(kept[:, None], np.maximum(part, 0), 0) for part in (noise, drift)))
 
 
 @dataclass(frozen=True)
@@ -114,7 +153,8 @@ class Memory:
 
     ids: C catalogue ids. total: [C, k] weighted sums of coordinates. count: [C] weighted noised counts. spread: [C] sum of
     w^2 max(n, 0). noise: [C] sum of w^2 times the noise variance of a row, over its used coordinates. scale: [C] the largest noised
-    count, which divides a count into a weight. threshold: worth below which a row is indistinguishable from noise alone.
+    count, which divides a count into a weight. threshold: worth below which a row is indistinguishable from noise alone. carried: where
+    rows came through a map; without it noise is the same in every used coordinate.
     """
 
     coordinates: Coordinates
@@ -125,6 +165,7 @@ class Memory:
     noise: Array
     scale: Array
     threshold: float
+    carried: Carried | None = None
 
     @classmethod
     def empty(cls, coordinates: Coordinates, ids: Sequence[str]) -> "Memory":
@@ -140,24 +181,32 @@ class Memory:
     def worth(self, c: int) -> float:
         """As how many ordinary patients row c counts beside exemplars; 0 where it may be noise alone.
 
-        1/worth = spread/n^2 + noise/(n^2 within), n the noised count, at least 2 (dp-utility note, section 5).
+        1/worth = spread/n^2 + noise/(n^2 within), n the noised count, at least 2 (dp-utility note, section 5). What a map may have
+        moved a row by counts like noise.
         """
-        worth = _worth(self.count[c], self.spread[c], self.noise[c], self.coordinates.within)
+        noise = self.noise[c] if self.carried is None else self._doubt(c).sum()
+        worth = _worth(self.count[c], self.spread[c], noise, self.coordinates.within)
         return float(worth) if worth > self.threshold else 0.0
+
+    def _doubt(self, c: int) -> Array:
+        """Variance of row c's sum by known noise, and by the map that it came through, in each used coordinate."""
+        used = self.coordinates.used
+        if self.carried is None:
+            return np.full(used, self.noise[c] / used)
+        return np.asarray(self.carried.noise[c, :used] + self.carried.drift[c, :used] ** 2)
 
     def blend(self, seen: Array, shots: int, c: int, inside: Array) -> Array:
         """Mean feature [..., f] of `shots` exemplars and row c, each coordinate weighted by what both know of it.
 
-        A row has the same noise in every coordinate, an exemplar the spread of its class, `inside` [k] (`Coordinates.inside`): so in
-        coordinate j the row counts as 1 / (spread/n^2 + noise_j/(n^2 inside_j)) exemplars, with noise_j the coordinate's part of the
-        row's noise. Inverse-variance weights of two measurements of one mean. A row that may be noise alone changes nothing, nor does any
+        A row has the same noise in every coordinate (but for one that came through a map), an exemplar the spread of its class, `inside`
+        [k] (`Coordinates.inside`): so in coordinate j the row counts as 1 / (spread/n^2 + noise_j/(n^2 inside_j)) exemplars, with
+        noise_j the coordinate's part of the row's noise. Inverse-variance weights of two measurements of one mean. A row that may be noise alone changes nothing, nor does any
         row what lies outside the used coordinates.
         """
         if not self.worth(c):
             return np.asarray(seen)
         used, n = self.coordinates.used, max(float(self.count[c]), LEAST)
-        noise = self.noise[c] / used
-        worth = 1 / np.maximum((self.spread[c] + noise / np.maximum(inside[:used], 1e-12)) / n**2, 1e-12)
+        worth = 1 / np.maximum((self.spread[c] + self._doubt(c) / np.maximum(inside[:used], 1e-12)) / n**2, 1e-12)
         place = self.coordinates.place(seen)[..., :used]
         moved = worth * (self.row(c)[:used] - place) / (shots + worth)
         return np.asarray(seen + moved @ self.coordinates.directions[:used])
@@ -170,7 +219,8 @@ class Memory:
         sums, counts = own.natural(self.coordinates.radius)
         weight = _weights(counts, self.scale)
         spread = self.spread - weight**2 * np.maximum(counts, 0)
-        noise = self.noise - weight**2 * _row_variance(own.sigma, self.coordinates)
+        variance = own.variance(self.coordinates)
+        noise = self.noise - weight**2 * variance.sum()
         kept = (spread > _ROUNDING * self.spread) | (noise > _ROUNDING * self.noise)
         return replace(
             self,
@@ -178,6 +228,7 @@ class Memory:
             count=np.where(kept, self.count - weight * counts, 0),
             spread=np.where(kept, np.maximum(spread, 0), 0),
             noise=np.where(kept, np.maximum(noise, 0), 0),
+            carried=None if self.carried is None else self.carried.without(weight, counts, own, self.coordinates, kept),
         )
 
     def arrays(self) -> dict[str, Array]:
@@ -190,6 +241,7 @@ class Memory:
             "coordinates.within": np.array([c.within]),
             **{f"memory.{n}": np.asarray(getattr(self, n), dtype=np.float64) for n in _STATISTICS},
             "memory.threshold": np.array([self.threshold]),
+            **({} if self.carried is None else {n: getattr(self.carried, a) for n, a in _CARRIED.items()}),
         }
 
     @classmethod
@@ -204,26 +256,24 @@ class Memory:
             )
             parts = {n: arrays[f"memory.{n}"] for n in _STATISTICS}
             threshold = float(arrays["memory.threshold"][0])
+            by = {a: arrays[n] for n, a in _CARRIED.items()} if _CARRIED.keys() & arrays.keys() else {}
         except (KeyError, IndexError) as error:
             raise ValueError(f"class memory lacks {error}") from error
         k = len(place.directions)
-        if any(p.shape != ((len(ids), k) if n == "total" else (len(ids),)) for n, p in parts.items()):
+        wide = [parts["total"], *by.values()]
+        if any(p.shape != (len(ids), k) for p in wide) or any(parts[n].shape != (len(ids),) for n in _STATISTICS[1:]):
             raise ValueError("class memory does not fit the catalogue")
-        if not all(np.isfinite(p).all() for p in (*parts.values(), place.mean, place.directions)):
+        if not all(np.isfinite(p).all() for p in (*parts.values(), *by.values(), place.mean, place.directions)):
             raise ValueError("class memory holds numbers that are not finite")
-        return cls(place, tuple(ids), threshold=threshold, **parts)
+        return cls(place, tuple(ids), threshold=threshold, carried=Carried(**by) if by else None, **parts)
 
 
 _STATISTICS = ("total", "count", "spread", "noise", "scale")
+_CARRIED = {"memory.carried_noise": "noise", "memory.carried_drift": "drift"}
 
 
 def _weights(counts: Array, scale: Array) -> Array:
     return np.asarray(np.maximum(counts, 0) / np.maximum(scale, 1e-9))
-
-
-def _row_variance(sigma: float, coordinates: Coordinates) -> float:
-    """Noise variance of one row, summed over its used coordinates, feature units squared."""
-    return float(coordinates.used * (sigma * coordinates.radius) ** 2 / SHARE_ROW)
 
 
 def _worth(count: Array, spread: Array, noise: Array, within: float) -> Array:
@@ -248,27 +298,38 @@ def pool(coordinates: Coordinates, ids: Sequence[str], contributions: Sequence[C
     sums, counts = np.stack([s for s, _ in natural]), np.stack([n for _, n in natural])
     scale = np.maximum(counts, 0).max(0)
     weight = _weights(counts, scale)
-    variance = np.array([_row_variance(c.sigma, coordinates) for c in contributions])
+    variance = np.stack([c.variance(coordinates) for c in contributions])
+    carried = None
+    if any(c.noise is not None or c.error is not None for c in contributions):
+        drift = np.stack([c.drift(coordinates) for c in contributions])
+        carried = Carried(
+            noise=np.einsum("sc,sk->ck", weight**2, variance), drift=np.einsum("sc,sk->ck", weight * counts, drift)
+        )
     return Memory(
         coordinates,
         tuple(ids),
         total=np.einsum("sc,sck->ck", weight, sums),
         count=(weight * counts).sum(0),
         spread=(weight**2 * np.maximum(counts, 0)).sum(0),
-        noise=(weight**2 * variance[:, None]).sum(0),
+        noise=(weight**2 * variance.sum(1)[:, None]).sum(0),
         scale=scale,
-        threshold=noise_threshold([c.sigma for c in contributions], coordinates),
+        threshold=noise_threshold([c.sigma for c in contributions], coordinates, variance.sum(1)),
+        carried=carried,
     )
 
 
-def noise_threshold(sigmas: Sequence[float], coordinates: Coordinates) -> float:
-    """The worth that a row of noise alone passes once in a hundred times, by simulation with a fixed seed. 0 without noise."""
+def noise_threshold(sigmas: Sequence[float], coordinates: Coordinates, variance: Array | None = None) -> float:
+    """The worth that a row of noise alone passes once in a hundred times, by simulation with a fixed seed. 0 without noise.
+
+    variance: of each contribution's row, summed over coordinates, feature units squared; none: as it was noised.
+    """
     deviation = np.array(sigmas) / np.sqrt(SHARE_COUNT)
     if not deviation.any():
         return 0.0
     counts = np.random.default_rng(0).normal(size=(_NOISE_DRAWS, len(deviation))) * deviation
     weight = _weights(counts, np.maximum(counts, 0).max(1, keepdims=True))
-    variance = np.array([_row_variance(s, coordinates) for s in sigmas])
+    if variance is None:
+        variance = coordinates.used * (np.array(sigmas) * coordinates.radius) ** 2 / SHARE_ROW
     worth = _worth(
         (weight * counts).sum(1),
         (weight**2 * np.maximum(counts, 0)).sum(1),

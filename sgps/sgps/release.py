@@ -80,6 +80,17 @@ class Round(Settings):
     centred: bool = False
 
 
+class Carry(Settings):
+    """Rows that came from an older base network (`sgps.carry`). before, after: hashes of base network and coordinates. last: round up to
+    which sums were sent in the old space. figures: what the map loses, as its file says."""
+
+    before: Hex
+    after: Hex
+    last: int
+    map_sha256: Hex
+    figures: dict[str, Any]
+
+
 class Manifest(Settings):
     """The content of release.yaml."""
 
@@ -98,6 +109,7 @@ class Manifest(Settings):
     statements: dict[SiteName, tuple[dict[str, Any], ...]] = {}
     code_sha256: Hex
     figures: dict[str, Any] = {}
+    carried: tuple[Carry, ...] | None = None  # oldest first; none in a federation that began with this base network
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,13 @@ class Release:
             raise SignatureError(str(error), where=self.folder / MEMORY, do="fetch the release again") from error
 
 
+def vouched(folder: Path) -> Release:
+    """A release of a folder that an operator names and thereby vouches for. Raises InputError when there is none."""
+    if not (folder / MANIFEST).is_file():
+        raise InputError("holds no release", where=folder, do=f"name a folder with {MANIFEST}")
+    return Release.open(folder, sha256=sha256_file(folder / MANIFEST))
+
+
 def parse_manifest(data: bytes, where: object) -> Manifest:
     """Bytes of a verified release.yaml -> manifest. Raises SignatureError when it is not one that this version knows."""
     try:
@@ -200,6 +219,7 @@ def write(
             write_atomic(work / SIGNATURE, key.sign(data).hex().encode())
 
 
-def memory_bytes(memory: Memory) -> bytes:
-    """memory.safetensors. The same memory gives the same bytes."""
-    return bytes(save({n: np.ascontiguousarray(a) for n, a in sorted(memory.arrays().items())}))
+def memory_bytes(memory: Memory, more: Mapping[str, np.ndarray[Any, Any]] | None = None) -> bytes:
+    """memory.safetensors. more: arrays of the maps that rows came through (`sgps.carry`). The same memory gives the same bytes."""
+    arrays = {**memory.arrays(), **(more or {})}
+    return bytes(save({n: np.ascontiguousarray(a) for n, a in sorted(arrays.items())}))
