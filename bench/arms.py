@@ -5,26 +5,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from PIL.Image import Image
 
 from bench.features import Lite0, base_features, lite0_features
 from bench.measure import Method
 from bench.peers import closed, easy, trained
 from bench.peers.adapter import TextMap, Told, told
 from bench.peers.film import Film
+from bench.peers.literal import Literal, Tasks
 from bench.peers.public import Array, Head, Public, tuned
 from bench.pictures import Pictures
 from bench.shipped import Ours, Rows, with_body, with_random_body, without
-from sgps.draw import draw_patient, draw_profile
+from sgps.draw import clinical_text, draw_patient, draw_profile
 from sgps.episodes import Episodes, unit
 from sgps.errors import InputError
-from sgps.images import from_array
+from sgps.images import batch, from_array
 from sgps.release import Release
 
 OURS, CONTROL, PEER, SEEING = "ours", "control", "peer", "transductive"  # families
 CENTRED = "-centred"
-_DRAWN = (12, 16, 128)  # profiles, pictures of each, pixels: where the data have no public classes for Lite0
+_DRAWN = (5000, 12, 16, 128)  # where the data have no public classes for Lite0; as in `drawn`
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ METHODS = {
     "text-only": Kind("text only, ridge map from sentence embeddings, centred", PEER),
     "tip-adapter": Kind("Tip-Adapter on the same ridge map, centred", PEER),
     "tip-adapter-other-text": Kind("Tip-Adapter, texts exchanged between the classes, centred", PEER),
-    "fit": Kind("FiT-like: BatchNorm fine-tuned on the support, centred", PEER, 2.5, 0, True),
+    "fit": Kind("FiT-like: BatchNorm fine-tuned on the support, centred", PEER, 3.5, 0, True),
+    "literal": Kind("SGPS taken literally: every weight from the tokens, no base", PEER, 1.5, 80, True),
     "bd-cspn": Kind("BD-CSPN (easyfsl)", SEEING),
     "laplacian-shot": Kind("LaplacianShot (easyfsl)", SEEING),
     "tim": Kind("TIM (easyfsl)", SEEING, 0.025, 2, True),
@@ -114,6 +119,8 @@ class Arms:
             return self._synthesis(name)
         if name == "fit":
             return self._film()
+        if name == "literal":
+            return self._written()
         if name in ("text-only", "tip-adapter", "tip-adapter-other-text"):
             return self._told(name)
         stem, centred = name.removesuffix(CENTRED), name.endswith(CENTRED) or name in ("knn", "ridge", "logistic")
@@ -247,12 +254,59 @@ class Arms:
 
         return method
 
+    def _written(self) -> Method:
+        made, said = self._literal, {c: self._said(c) for c in self.test}
+        seen, shown = self._places(self.base), self.queries or self.pictures
+
+        def method(episodes: Episodes, place: int) -> tuple[Array, float]:
+            names, support, queries = self._task(episodes, place)
+            tokens = np.stack([[seen[r] for r in rows] for rows in support])
+            texts = np.stack([said[n] for n in names])
+            return made.scores(tokens, texts, [shown.image(r) for r in queries]), made.temperature
+
+        return method
+
+    @cached_property
+    def _literal(self) -> Literal:
+        """Trained on drawn classes and on the data's other classes; further drawn classes choose the temperature."""
+        encoder, text, a = (
+            self.ours().synthesizer.encoder.encoder,
+            self.ours().synthesizer.text,
+            self.release.manifest.architecture,
+        )
+        given, sets = (a.size, a.mean, a.std), []
+
+        def tasks(images: Sequence[Any], tokens: Array, label: Array, texts: Mapping[str, str]) -> Tasks:
+            pixels = torch.cat([batch(images[i : i + 64], *given).half() for i in range(0, len(images), 64)])
+            said = {c: torch.from_numpy(text.embed([t])[0]) for c, t in texts.items()}
+            return Tasks(pixels, torch.from_numpy(tokens), label, said)
+
+        for first, profiles in ((6000, 48), (6100, 16)):
+            images, label, texts = drawn(first, profiles, 10, a.size)
+            sets.append(tasks(images, encoder.features(images), label, texts))
+        rows = self._public_rows
+        kind = self.pictures.label[rows]
+        large = {
+            str(c): self.ours().text(str(c))
+            for c, n in zip(*np.unique(kind, return_counts=True), strict=True)
+            if n >= 10
+        }
+        if len(large) > 1:
+            features = base_features(self.release, self.pictures, rows, self.out)
+            sets.append(tasks([self.pictures.image(int(r)) for r in rows], features, kind, large))
+        return Literal(encoder.target, given, [sets[0], *sets[2:]], sets[1])
+
+    def _said(self, label: str) -> Array:
+        """Embedding of a class's clinical text."""
+        ours = self.ours()
+        return np.asarray(ours.synthesizer.text.embed([ours.text(label)])[0])
+
     def _told(self, name: str) -> Method:
         ours, ready = self.ours(), dict[str, tuple[Told, float]]()
         s, (features, asked, centre, public) = ours.synthesizer, self._base
         texts = TextMap(unit(s.bank.embedding), unit(s.bank.means - centre))
         samples = Public(public.features - centre, public.label)
-        said = {c: s.text.embed([ours.text(c)])[0] for c in self.test}
+        said = {c: self._said(c) for c in self.test}
 
         def method(episodes: Episodes, place: int) -> tuple[Array, float]:
             if episodes.name not in ready:
@@ -268,15 +322,19 @@ class Arms:
         return method
 
 
+def drawn(first: int, profiles: int, patients: int, size: int) -> tuple[list[Image], Array, dict[str, str]]:
+    """Pictures of drawn lesions, their classes, and a clinical text of each class."""
+    images, kind, texts = [], [], {}
+    for seed in range(first, first + profiles):
+        profile, name = draw_profile(seed), f"drawn-{seed}"
+        texts[name] = clinical_text(profile)
+        for patient in range(patients):
+            images.append(from_array(draw_patient(profile, 1_000 * seed + patient, views=1, size=size)[0], name))
+            kind.append(name)
+    return images, np.array(kind), texts
+
+
 def _drawn() -> tuple[Array, Array]:
     """Lite0 features [n, 1280] and classes [n] of drawn lesions."""
-    profiles, pictures, size = _DRAWN
-    images, kind = [], []
-    for seed in range(5000, 5000 + profiles):
-        profile = draw_profile(seed)
-        for patient in range(pictures):
-            images.append(
-                from_array(draw_patient(profile, 1_000 * seed + patient, views=1, size=size)[0], f"drawn {seed}")
-            )
-            kind.append(f"drawn-{seed}")
-    return Lite0().features(images), np.array(kind)
+    images, kind, _ = drawn(*_DRAWN)
+    return Lite0().features(images), kind

@@ -19,7 +19,7 @@ from sgps.images import batch, views
 from sgps.release import Release
 
 STEPS, RATE = 10, 3.5e-3
-_VIEWS, _AT_A_TIME = 8, 45
+_VIEWS, _AT_A_TIME = 8, 8  # larger batches of views only move memory
 
 
 class Film:

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a pack
 
 from bench import fewshot, one_exemplar
 from bench.figures import brier, compared, ece, holm
-from bench.peers import against, trained
+from bench.peers import against, literal, trained
 from bench.peers.closed import HEADS
 from bench.peers.public import Public, tuned
 from bench.pictures import read_pictures
@@ -152,7 +152,8 @@ def test_answers_are_kept_until_something_that_they_depend_on_changes(data, smal
 @pytest.mark.slow
 def test_methods_that_learn_across_tasks_and_bodies(data, small_release, tmp_path, monkeypatch):
     monkeypatch.setattr(trained, "TRAINING_TASKS", 3)
-    chosen = [*trained.NAMES, "feat-centred", "fit", "ours-no-body", "ours-other-body", "ours-random-body"]
+    monkeypatch.setattr(literal, "STEPS", 2)
+    chosen = [*trained.NAMES, "feat-centred", "fit", "literal", "ours-no-body", "ours-other-body", "ours-random-body"]
     plan = fewshot.Plan([2], [1], 3, 2, queries=4, methods=chosen)
     release = small_release(("body", "head", "text"))
     r = fewshot.run(data, tmp_path, list(DISEASES), plan, release, shifts=False)
