@@ -7,11 +7,10 @@ from typing import Any
 from sgps.errors import InputError
 from sgps.kinds import KINDS
 from sgps.memory import SHARE_ROW, USED
+from sgps.site_mean import SHARE
 from sgps_privacy import accountant
 from sgps_privacy.errors import PrivacyError
 from sgps_privacy.terms import Terms
-
-MEAN_SHARE = 0.2  # of mu^2, as coordinators plan it (dp-utility note, section 7)
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class EpisodesForecast:
 def site_mean(patients: int, epsilon: float, delta: float = 1e-5) -> MeanForecast:
     """patients: of one site. epsilon, delta: what the pair of rounds costs. Raises InputError when no noise keeps this epsilon."""
     try:
-        mean, rows = accountant.split(epsilon, delta, (MEAN_SHARE, 1 - MEAN_SHARE))
+        mean, rows = accountant.split(epsilon, delta, (SHARE, 1 - SHARE))
     except PrivacyError as error:
         raise InputError(str(error), where="--epsilon", do="use a smaller one") from error
     return MeanForecast(
@@ -109,7 +108,7 @@ def site_mean(patients: int, epsilon: float, delta: float = 1e-5) -> MeanForecas
         sigma_rows=rows,
         mu=math.hypot(1 / mean, 1 / rows),
         blur=math.sqrt(USED / SHARE_ROW) * mean / patients,
-        rows=math.sqrt(1 - MEAN_SHARE),
+        rows=math.sqrt(1 - SHARE),
     )
 
 

@@ -219,19 +219,24 @@ def _centre(site: Site, ledger: Ledger, plan: Plan, release: Release) -> Centre 
 def _next_cohort(
     site: Site, ledger: Ledger, plan: Plan, release: Release, centre: Centre | None, terms: Terms
 ) -> "tuple[str, Records]":
-    """A centred round takes the cohort whose mean it is centred by; any other the one whose turn it is."""
+    """A centred round takes the cohort whose mean it is centred by; any other the one whose turn it is. A mean is taken of a cohort
+    only that can pay for the rows after it, too."""
     readers = open_cohorts(site, ledger, release)
-    event = Event(terms.sigma, terms.q, terms.steps)
-    name = ledger.next_cohort(plan.federation, plan.kind, plan.round, once=KINDS[plan.kind].once, event=event)
+    event, then = Event(terms.sigma, terms.q, terms.steps), {}
+    if plan.kind == "site_mean":
+        then = {"rows": Event(site_mean.rows_sigma(terms.sigma), 1.0, 1)}
+    only = None if centre is None else centre.cohort
+    name = ledger.next_cohort(
+        plan.federation, plan.kind, plan.round, once=KINDS[plan.kind].once, event=event, then=then, only=only
+    )
+    if name is None and only is not None:
+        raise Refused("plan_centre", f"cohort {only}, by whose mean the plan centres, has paid for its rows or cannot")
     if name is None:
         raise Refused(
             "budget",
             "no cohort has budget left for this plan"
+            + (" and the rows after it" if then else "")
             + (" that did not pay for a round of this kind in this federation" if KINDS[plan.kind].once else ""),
-        )
-    if centre is not None and name != centre.cohort:
-        raise Refused(
-            "plan_centre", f"the plan centres by the mean of cohort {centre.cohort}, but it is the turn of {name}"
         )
     return name, readers[name]
 

@@ -190,19 +190,25 @@ class Ledger:
         return max((int(f.get("numbers", 0)) for f in facts), default=0)
 
     def next_cohort(
-        self, federation: str, kind: str, round: int | None = None, *, once: bool = True, event: Event | None = None
-    ) -> str | None:
+        self, federation: str, kind: str, round: int | None = None, *, once: bool = True, event: Event | None = None,
+        then: Mapping[str, Event] | None = None, only: str | None = None,
+    ) -> str | None:  # fmt: skip
         """Whose turn it is: the cohort that `round` has charged already, else the oldest one opened since start that
         has budget left, enough for `event` where one is named, and that, where a cohort pays `once` for a kind, paid
-        for no round of this kind in this federation. None when there is none."""
+        for no round of this kind in this federation. None when there is none.
+
+        then: kinds of the rounds that make this one of use, and their price: paid once too, and the cohort must have
+        enough for all together. only: no other cohort than this one."""
         if round is not None and (charge := self._find(federation, round, "CHARGE")):
             return str(charge.facts["cohort"])
-        paid = {c.facts["cohort"] for c in self._charges(federation) if once and c.facts["plan_kind"] == kind}
-        for name in self.cohorts():
+        ahead = dict(then or {})
+        kinds, price = {kind, *ahead}, [*([event] if event else []), *ahead.values()]
+        paid = {c.facts["cohort"] for c in self._charges(federation) if once and c.facts["plan_kind"] in kinds}
+        for name in [only] if only is not None else self.cohorts():
             if name in self._site_budgets and name not in paid:
                 budget, spent = self.budget(name), self.spent(name)
                 left = accountant.epsilon(spent, budget.delta) < budget.epsilon
-                if left and (event is None or accountant.epsilon([*spent, event], budget.delta) <= budget.epsilon):
+                if left and (not price or accountant.epsilon([*spent, *price], budget.delta) <= budget.epsilon):
                     return name
         return None
 

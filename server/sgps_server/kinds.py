@@ -15,14 +15,13 @@ from sgps.errors import ConfigError
 from sgps.kinds import KINDS
 from sgps.memory import COUNTS, ROWS, Array, Contribution, pool
 from sgps.release import GENERATOR, MEMORY, Release, memory_bytes
-from sgps.site_mean import COUNT, SUM
+from sgps.site_mean import COUNT, SHARE, SUM
 from sgps_privacy import accountant
 from sgps_privacy.errors import PrivacyError
 from sgps_privacy.terms import Terms
 from sgps_server.config import Federation
 
 Arrays = dict[str, Array]
-CENTRE_SHARE = 0.2  # of mu^2, for the site's mean (dp-utility note, section 7)
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def kind_of(settings: Federation, number: int, before: str | None) -> str:
 def terms_of(settings: Federation, kind: str, before: str | None, release: Release) -> Terms:
     """Mechanism facts of a round. A `site_mean` round and the `rows` round after it cost epsilon together. Raises ConfigError when they promise nothing, name what may not be trained, or when the round would
     harm more than help at a quorum of sites."""
-    pair = CENTRE_SHARE if kind == "site_mean" else 1 - CENTRE_SHARE if before == "site_mean" else 1.0
+    pair = SHARE if kind == "site_mean" else 1 - SHARE if before == "site_mean" else 1.0
     try:
         terms = CONDUCT[kind].terms(settings, pair)
     except PrivacyError as error:

@@ -8,6 +8,7 @@ after centring either. The noised sum divided by its own noised count is the sit
 NumPy only: nothing here needs a network.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,13 @@ from sgps.memory import LEAST, SHARE_COUNT, SHARE_ROW, Array, Coordinates
 from sgps.release import Release
 
 SUM, COUNT = "site.sum", "site.count"  # names of the arrays in a `site_mean` round
+SHARE = 0.2  # of mu^2 of a mean and the rows after it, for the mean (dp-utility note, section 7)
+_FIGURES = 1.1e-3  # multipliers are rounded up to 4 figures
+
+
+def rows_sigma(sigma: float) -> float:
+    """Noise multiplier of the `rows` round that follows a mean of this one, or up to 0.1 % more: both are rounded."""
+    return sigma * math.sqrt(SHARE / (1 - SHARE)) * (1 + _FIGURES)
 
 
 def common(release: Release) -> dict[int, Array]:

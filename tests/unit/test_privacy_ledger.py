@@ -208,6 +208,21 @@ def test_a_kind_that_a_cohort_may_pay_for_again_takes_the_oldest_that_can_pay(le
     assert ledger.next_cohort("f", "episodes", once=False) == "a"  # something is left, for a cheaper plan
 
 
+def test_a_round_that_is_of_use_with_another_only_takes_a_cohort_that_can_pay_for_both(ledger: Ledger) -> None:
+    """Cohort a, at epsilon 3, can pay for either."""
+    mean, rows = Event(2.0, 1.0, 1), Event(1.5, 1.0, 1)
+    for event in (mean, rows):
+        assert epsilon([event], DELTA) < 3.0 < epsilon([mean, rows], DELTA)
+    ledger.open_cohort("b", ["3"], 9.0, DELTA)
+    assert ledger.next_cohort("f", "site_mean", event=mean) == "a"
+    assert ledger.next_cohort("f", "site_mean", event=mean, then={"rows": rows}) == "b"
+    paid = Order.of(ROWS, federation="f", round=1, plan_hash="p", cohort="b")
+    ledger.answer(paid, lambda: b"x")
+    assert ledger.next_cohort("f", "site_mean", event=mean, then={"rows": rows}) is None
+    assert ledger.next_cohort("f", "site_mean", event=mean, only="b") == "b"
+    assert ledger.next_cohort("f", "rows", event=rows, only="b") is None
+
+
 def test_a_receipt_stands_for_the_charge_and_the_very_bytes(ledger: Ledger) -> None:
     payload, receipt = ledger.answer(order(1), lambda: b"noised")
     facts, found = ledger.released("f", receipt) or ({}, b"")

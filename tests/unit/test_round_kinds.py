@@ -165,6 +165,27 @@ def cohorts() -> list[dict[str, Any]]:
     return list(site_bench.settings("")["cohorts"])
 
 
+def test_a_mean_is_taken_of_a_cohort_that_can_pay_for_the_rows_too_and_they_are_its_own(bench: Bench) -> None:
+    """At epsilon 2.8 the first cohort can pay for either round of the pair, not for both; it is the oldest."""
+    site_bench.draw_patients(bench.folder, 3, first=50, name="2")
+    poor = {**cohorts()[0], "budget": {"epsilon": 2.8, "delta": 1e-5}}
+    bench.write(limits=BOTH, cohorts=[poor])
+    assert ask(bench, mean_plan(bench), zeros(bench, "site_mean")).status == "budget"
+    assert charges(bench) == []
+    rich = {**cohorts()[0], "name": "second", "images": "images2", "table": "table2.csv"}
+    bench.write(limits=BOTH, cohorts=[poor, rich])
+    first = ask(bench, mean_plan(bench, attempt=2), zeros(bench, "site_mean"))
+    assert ask(bench, rows_plan(bench, first.receipt), bench.start()).status == egress.ACCEPTED
+    assert [(c["plan_kind"], c["cohort"]) for c in charges(bench)] == [("site_mean", "second"), ("rows", "second")]
+
+
+def test_a_cohort_whose_budget_is_just_the_price_of_a_pair_can_pay_it() -> None:
+    """Both multipliers are rounded; the site knows the second only from the first."""
+    for epsilon in np.geomspace(0.2, 15, 300):
+        mean, rows = accountant.split(float(epsilon), 1e-5, (site_mean.SHARE, 1 - site_mean.SHARE))
+        assert rows <= site_mean.rows_sigma(mean) <= 1.003 * rows
+
+
 def test_a_mean_whose_bytes_are_gone_is_damage_and_not_another_mean(bench: Bench) -> None:
     first = ask(bench, mean_plan(bench), zeros(bench, "site_mean"))
     for file in (bench.site.state / "outbox").glob("*.out"):
