@@ -110,8 +110,9 @@ def carried(
     target, before = folder / name_of(number), Release.open(folder / name_of(number - 1), key=key.public_key())
     if target.exists():
         found = Release.open(target, key=key.public_key())
-        same = found.manifest.carried == steps and sha256_file(target / MEMORY) == hashlib.sha256(memory).hexdigest()
-        if not same:
+        maps = [c.map_sha256 for c in found.manifest.carried or ()]
+        rows = sha256_file(target / MEMORY) == hashlib.sha256(memory).hexdigest()
+        if not rows or maps != [c.map_sha256 for c in steps]:
             raise StateError("is another release", where=target, do="restore the folder from a backup")
         return found
     manifest = source.manifest.model_copy(
