@@ -160,6 +160,7 @@ class Worker:
     def _fetch(self, latest: Named) -> None:
         if self.store.holds(latest) or time.monotonic() < self._bad.get(latest.sha256, 0.0):
             return
+        before = self.store.newest()
         try:
             release = self.store.fetch(self.coordinator, latest)
         except SignatureError as error:  # the coordinator's trouble, or an attack: not a reason to leave the federation
@@ -170,6 +171,17 @@ class Worker:
             self._bad[latest.sha256] = time.monotonic() + BAD_RELEASE
             return
         self._say("release", f"release {latest.name} fetched and verified", release=latest.name, sha256=release.sha256)
+        if before is not None and before.manifest.encoder_sha256 != release.manifest.encoder_sha256:
+            self._ready = False  # cohorts that have not paid are read anew, in the new space
+            rows = (
+                "the rows before came along by a map"
+                if release.manifest.carried
+                else "rows of another hash are not used"
+            )
+            self._say(
+                "base", f"release {latest.name} has another base network: {rows}; classifiers stay what they were",
+                release=latest.name, encoder=release.manifest.encoder_sha256,
+            )  # fmt: skip
 
     def _witness(self, latest: Named) -> None:
         """Once for each release: is the coordinator's record still the one that it was?"""

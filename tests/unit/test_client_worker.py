@@ -13,6 +13,7 @@ import site_bench
 from site_bench import Bench
 
 from sgps.errors import NetworkError, StateError
+from sgps.release import Carry, Release
 from sgps_client import flower_link, log, witness, worker
 from sgps_client.coordinator import Named, Status
 from sgps_client.flower_link import NodeUnknown, Withdrawn
@@ -260,3 +261,28 @@ def test_a_clock_is_off_only_where_a_slow_line_cannot_explain_it(
 def test_only_one_worker_for_a_folder(bench: Bench) -> None:
     with worker.only_one(bench.site), pytest.raises(StateError, match="another"), worker.only_one(bench.site):
         pass
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_new_base_network_is_told_and_the_cohort_is_read_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, carried: bool
+) -> None:
+    facts = {"before": "a" * 64, "after": "b" * 64, "last": 0, "map_sha256": "c" * 64, "figures": {}}
+    changes = {"carried": (Carry.model_validate(facts),)} if carried else {}
+    run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
+
+    def fetch(*_: Any) -> Release:
+        target = bench.folder / "releases" / "0001"
+        site_bench.make_release(target, bench.key, fingerprint=bench.mark, encoder_sha256="b" * 64, **changes)
+        return run.worker.store.open("0001")
+
+    def app(*_: Any) -> Any:
+        run.latest = Named(name="0001", sha256="d" * 64)
+        return run.replies.pop(0)
+
+    monkeypatch.setattr(run.worker.store, "fetch", fetch)
+    monkeypatch.setattr(flower_link, "run_app", app)
+    run.go()
+    assert run.report.events().count("reading") == 2
+    (line,) = [fields["line"] for event, fields in run.report.said if event == "base"]
+    assert ("came along by a map" if carried else "rows of another hash are not used") in line
