@@ -22,7 +22,9 @@ pretrain = typer.Typer(
 )
 memory = typer.Typer(no_args_is_help=True, help="Take the class memory to another base network.")
 app.add_typer(pretrain, name="pretrain")
+bank = typer.Typer(no_args_is_help=True, help="A reference bank from pictures that the centre may redistribute.")
 app.add_typer(memory, name="memory")
+app.add_typer(bank, name="bank")
 
 
 def _version(asked: bool) -> None:
@@ -229,6 +231,56 @@ def carry(
         ]
     )
     _tell(as_json, {"out": str(out), "sha256": sha256, **found.about.model_dump(mode="json")}, text)
+
+
+@bank.command("build")
+def build_bank(
+    data: Annotated[Path, typer.Option(help="Zip or folder of class folders, named by classes of the catalogue.")],
+    release: Annotated[Path, typer.Option(help="A release of the base network that the bank is for.")],
+    licence: Annotated[str, typer.Option(help="Under which others may have the pictures; every release names it.")],
+    out: Annotated[Path, typer.Option(help="The file to make, for `sgps bank put`.")],
+    source: Annotated[str, typer.Option(help="Where the pictures come from; every release names it.")] = "",
+    beside: Annotated[
+        bool, typer.Option("--beside", help="Keep the classes of the release's own bank beside these.")
+    ] = False,
+    encoders: Encoders = None,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Features of public pictures, one sample a patient. The file holds no pictures and belongs to one base network."""
+    from sgps.pretrain.process import prepare_process
+
+    prepare_process(threads)
+    from sgps.errors import InputError
+    from sgps.open_encoders import Spec
+    from sgps.pretrain.bank import make
+    from sgps.pretrain.progress import console
+    from sgps.release import vouched
+
+    if out.exists():
+        raise InputError("exists already", where=out, do="choose another --out")
+    with console() as report:
+        spec = Spec.parse(encoders) if encoders else None
+        made = make(vouched(release), data, licence, source, beside, spec, report)
+    sha256 = made.write(out)
+    facts = {"out": str(out), "sha256": sha256, "classes": len(made.bank.classes), **made.about.model_dump(mode="json")}
+    given = ", ".join(f"{c} {n}" for c, n in made.about.patients.items())
+    _tell(as_json, facts, f"patients: {given}\n{out}: {len(made.bank.classes)} classes, sha256 {sha256}")
+
+
+@bank.command("put")
+def put_bank(
+    bank: Annotated[Path, typer.Option(help="What `sgps bank build` made.")],
+    release: Annotated[Path, typer.Option(help="A release of the same base network, without rows.")],
+    out: Annotated[Path, typer.Option(help="The release folder to make.")],
+    as_json: AsJson = False,
+) -> None:
+    """An unsigned release with this bank in place of its own: `sgps-server init --release OUT` signs it for a federation."""
+    from sgps.pretrain.bank import put
+    from sgps.release import vouched
+
+    sha256 = put(vouched(release), bank, out)
+    _tell(as_json, {"out": str(out), "sha256": sha256}, f"{out}: sha256 {sha256}")
 
 
 def _tell(as_json: bool, facts: dict[str, Any], text: str) -> None:
