@@ -67,7 +67,7 @@ METHODS = {
     "tip-adapter": Kind("Tip-Adapter on the same ridge map, centred", PEER),
     "tip-adapter-other-text": Kind("Tip-Adapter, texts exchanged between the classes, centred", PEER),
     "fit": Kind("FiT-like: BatchNorm fine-tuned on the support, centred", PEER, 3.5, 0, True),
-    "literal": Kind("SGPS taken literally: every weight from the tokens, no base", PEER, 1.5, 80, True),
+    "literal": Kind("SGPS taken literally: every weight from the tokens, no base", PEER, 1.5, 55, True),
     "bd-cspn": Kind("BD-CSPN (easyfsl)", SEEING),
     "laplacian-shot": Kind("LaplacianShot (easyfsl)", SEEING),
     "tim": Kind("TIM (easyfsl)", SEEING, 0.025, 2, True),

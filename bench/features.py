@@ -24,13 +24,17 @@ LITE0_SIZE = 128  # pixels, the best of 96, 128 and 224 for frozen Lite0
 _SAVE, _BATCH = 256, 8  # pictures; larger batches of views only move memory
 
 
-def base_features(release: Release, pictures: Pictures, rows: Array, out: Path, broken: bool = False) -> Array:
-    """float32 [rows, f] under the release's base network, its own number of views.
+def base_features(
+    release: Release, pictures: Pictures, rows: Array, out: Path, broken: bool = False, views: int | None = None
+) -> Array:
+    """float32 [rows, f] under the release's base network. views: none is the release's own number.
 
     broken: a picture that cannot be read becomes a row of NaN instead of an InputError.
     """
-    encoder = ImageEncoder(release)
-    return _kept(release.manifest.encoder_sha256, encoder.features, pictures, rows, out, broken)
+    encoder, name = ImageEncoder(release), release.manifest.encoder_sha256[:16]
+    if views is None:
+        return _kept(name, encoder.features, pictures, rows, out, broken)
+    return _kept(f"{name}-{views}", lambda images: encoder.features(images, views), pictures, rows, out, broken)
 
 
 class Lite0:
@@ -52,7 +56,7 @@ class Lite0:
 
 def lite0_features(pictures: Pictures, rows: Array, out: Path) -> Array:
     """float32 [rows, 1280] under frozen Lite0."""
-    return _kept(TEACHER_SHA256, Lite0().features, pictures, rows, out)
+    return _kept(TEACHER_SHA256[:16], Lite0().features, pictures, rows, out)
 
 
 def _kept(
@@ -63,7 +67,7 @@ def _kept(
     out: Path,
     broken: bool = False,
 ) -> Array:
-    path = out / f"features-{encoder[:16]}.safetensors"
+    path = out / f"features-{encoder}.safetensors"
     known: dict[bytes, Array] = {}
     if path.is_file():
         stored = safetensors.numpy.load(path.read_bytes())

@@ -21,15 +21,18 @@ RANDOM = 0.03
 
 
 class Rows:
-    """An image encoder whose pictures are row numbers of `pictures`; features: [rows, f] under the base."""
+    """An image encoder whose pictures are row numbers of `pictures`; features: [rows, f] under the base. views: none is the release's."""
 
-    def __init__(self, encoder: ImageEncoder, pictures: Pictures, features: Mapping[int, Array]) -> None:
+    def __init__(
+        self, encoder: ImageEncoder, pictures: Pictures, features: Mapping[int, Array], views: int | None = None
+    ) -> None:
         self.encoder, self.pictures, self.known, self.target = encoder, pictures, features, encoder.target
+        self.views = views
 
     def features(self, rows: Sequence[int], views: int | None = None, body: Any = None) -> Array:
         if body is None:
             return np.stack([self.known[int(r)] for r in rows])
-        return self.encoder.features([self.pictures.image(int(r)) for r in rows], views, body)
+        return self.encoder.features([self.pictures.image(int(r)) for r in rows], views or self.views, body)
 
 
 class _Texts:
@@ -84,9 +87,11 @@ class _Borrowing(Synthesizer):
 class Ours:
     """`Synthesizer` of a release on rows of `pictures`, whose base features are known."""
 
-    def __init__(self, release: Release, pictures: Pictures, features: Mapping[int, Array]) -> None:
+    def __init__(
+        self, release: Release, pictures: Pictures, features: Mapping[int, Array], views: int | None = None
+    ) -> None:
         self.synthesizer = s = _Borrowing(release)
-        s.encoder = Rows(s.encoder, pictures, features)
+        s.encoder = Rows(s.encoder, pictures, features, views)
         s.text = _Texts(s.text)
         self._keys = _keys(s, sorted(set(pictures.label.tolist())))
         self._temperatures: dict[tuple[Any, ...], float] = {}

@@ -1,10 +1,11 @@
 """The method of arXiv 2511.14082 taken at its word: a transformer reads image and text tokens and writes every weight of the network.
 
-No base network is moved, nothing is transplanted or centred, no prototype is in the head: 361 tensors come out of chunks of 8,192 values,
+No base network is moved, nothing is transplanted or centred, no prototype is in the head: 359 tensors come out of chunks of 8,192 values,
 one token each (generator note, variant B), and the classifier's rows out of the class tokens. What the paper leaves open (its code and
 sizes are not public) is filled kindly: the frozen image encoder is the release's own, weights start at the spread of a fresh network
 (GHN-2), BatchNorm statistics start at those that a first generated network has on public pictures. It learns from tasks of drawn lesions
-and of lesions of the data's other classes, with the budget of the shipped release's generator (two processor-minutes).
+and of lesions of the data's other classes, no less long than the generator of the shipped release did
+(two processor-minutes).
 """
 
 import math

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a package that is installed
 
-from bench import fewshot, one_exemplar
+from bench import ablation, fewshot, one_exemplar
 from bench.figures import brier, compared, ece, holm
 from bench.peers import against, literal, trained
 from bench.peers.closed import HEADS
@@ -347,3 +347,15 @@ def test_figures_by_hand():
         {"x": Interval(0.1, 0.02), "y": Interval(-0.1, 0.02), "z": Interval(0.01, 0.02), "w": Interval(0.0, 0.0)}
     )
     assert [found[k]["ours"] for k in "xyzw"] == ["better", "worse", "tie", "tie"]
+
+
+def test_ablation_changes_one_part_at_a_time(data, small_release, tmp_path):
+    r = ablation.run(
+        data, tmp_path, list(DISEASES), 4, 2, 2, release=small_release(("text",)), drawn=range(8000, 8003), patients=12
+    )
+    test, drawn = r["sides"].values()
+    assert not {"row of the class memory, no noise", ablation.RIVAL_FREE} - set(test["arms"])
+    assert "row of the class memory, no noise" not in drawn["arms"]  # the catalogue does not know these classes
+    assert {len(by) for t, by in drawn["arms"].items() if "body" not in t and t != ablation.RIVAL_FREE} == {5}
+    assert drawn["minus"]["one view, body from a random generator 2w1s"]["mean"] != 0
+    assert (tmp_path / "results.md").read_text().count("| shipped |") == 2
