@@ -172,11 +172,12 @@ class SiteFolder:
         settings = Federation(
             name="derm", url="https://localhost:8443", listen=listen, rounds=1, epsilon=epsilon, delta=DELTA, quorum=1
         )
-        office = PlanOffice(settings, self.release.manifest, self.key)
+        office = PlanOffice(settings, self.key)
         planned = terms_of(settings, "rows", None, self.release).to_mapping()
         terms = Terms.from_mapping({**planned, **changes})
         start = CONDUCT["rows"].start(self.release, terms)
-        plan, _ = office.plan(1, 1, terms, start, accepted_code(settings), ["north"], {}, centres={}, quorum=1)
+        code = accepted_code(settings)
+        plan, _ = office.plan(1, 1, terms, start, code, ["north"], {}, release=self.release, centres={}, quorum=1)
         return plan, start
 
     def step(self, epsilon: float, name: str = AS_PLANNED, **changes: Any) -> Step:

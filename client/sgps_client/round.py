@@ -111,6 +111,12 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays, *, 
         terms = check(site, plan, arrays, release, 0 if charged else _last_round(site, ledger, seen, plan), time.time())
         seen = replace(seen, last=signed)
         seen.write(site)
+        if not charged and KINDS[plan.kind].bound and plan.release != here(release).sha256:
+            raise RoundFailed(
+                f"round {plan.round} starts from release {plan.release[:12]}, and the newest one here is {here(release).sha256[:12]}; "
+                "nothing was charged",
+                do="nothing where the client is running: it fetches the release and tries again; else sgps-client pull",
+            )
         centre = None if charged else _centre(site, ledger, plan, here(release))
         cohort, reader = (charged, None) if charged else _next_cohort(site, ledger, plan, here(release), centre, terms)
         order = Order.of(

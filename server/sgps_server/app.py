@@ -107,11 +107,12 @@ def open_strategy(folder: Folder) -> SignedRounds:
         )
     release = Release.open(folder.releases / releases.latest(folder.releases).name, key=key.public_key())
     terms, code = terms_of(settings, "rows", None, release), accepted_code(settings)
-    office, start = PlanOffice(settings, release.manifest, key), CONDUCT["rows"].start(release, terms)
+    office, start = PlanOffice(settings, key), CONDUCT["rows"].start(release, terms)
 
     def plan(round: int, sites: Sequence[str]) -> tuple[Plan, SignedPlan, Mapping[str, Array]]:
         quorum = settings.quorum
-        return *office.plan(round, 1, terms, start, code, sites, {}, centres={}, quorum=quorum), start
+        made = office.plan(round, 1, terms, start, code, sites, {}, release=release, centres={}, quorum=quorum)
+        return *made, start
 
     strategy = SignedRounds(plan, dict, release, settings.most_patients)
     strategy.keys = {n: s.key for n, s in Registry(folder.registry).sites().items() if s.role == "contribute"}

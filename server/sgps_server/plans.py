@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sgps.code import contributor_code
 from sgps.memory import Array
 from sgps.plan import Plan, SignedPlan, arrays_sha256
-from sgps.release import Manifest
+from sgps.release import Release
 from sgps.signing import fingerprint
 from sgps_privacy.terms import Terms
 from sgps_server.config import Federation
@@ -20,10 +20,10 @@ def accepted_code(settings: Federation) -> tuple[str, ...]:
 
 
 class PlanOffice:
-    """Makes the plans of one federation. The space of its rows (`encoder`, classes) is that of its releases, for life."""
+    """Makes the plans of one federation."""
 
-    def __init__(self, settings: Federation, manifest: Manifest, key: Ed25519PrivateKey) -> None:
-        self._settings, self._manifest, self._key = settings, manifest, key
+    def __init__(self, settings: Federation, key: Ed25519PrivateKey) -> None:
+        self._settings, self._key = settings, key
         self._federation = fingerprint(key.public_key())
 
     def plan(
@@ -36,10 +36,11 @@ class PlanOffice:
         sites: Sequence[str],
         echo: Mapping[str, str],
         *,
+        release: Release,
         centres: Mapping[str, str],
         quorum: int,
     ) -> tuple[Plan, SignedPlan]:
-        """A plan that begins now. echo: last receipt of each site; only that of participants travels. centres: of all sites, because
+        """A plan that begins now. release: the one that the round starts from. echo: last receipt of each site; only that of participants travels. centres: of all sites, because
         they belong to the plan's identity, which no attempt changes."""
         now = time.time()
         plan = Plan(
@@ -47,8 +48,9 @@ class PlanOffice:
             federation=self._federation,
             round=round,
             attempt=attempt,
-            encoder=self._manifest.encoder_sha256,
-            classes=self._manifest.classes,
+            release=release.sha256,
+            encoder=release.manifest.encoder_sha256,
+            classes=release.manifest.classes,
             start=arrays_sha256(dict(start)),
             terms=terms.to_mapping(),
             code=tuple(code),

@@ -53,7 +53,7 @@ class Rounds:
         self._registry, self._audit, self._board, self._report, self._stop = registry, audit, board, report, stop
         self._checkpoint = Checkpoint(folder.state)
         release = Release.open(folder.releases / releases.name_of(self._checkpoint.state.done), key=key.public_key())
-        self._office = PlanOffice(settings, release.manifest, key)
+        self._office = PlanOffice(settings, key)
         self._strategy = RoundStrategy(
             self._plan, self._contributors, release, settings.most_patients, self._checkpoint.contributions
         )
@@ -180,6 +180,7 @@ class Rounds:
             o.code,
             sites,
             self._checkpoint.state.receipts,
+            release=self._strategy.release,
             centres=self._centres,
             quorum=o.quorum,
         )

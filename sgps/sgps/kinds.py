@@ -22,7 +22,8 @@ Shapes = dict[str, tuple[int, ...]]
 class Kind:
     """name: as it stands in plans. once: a cohort pays for it once in a federation. sampled: whether a step may draw its patients
     (q < 1). shapes: (release, names of the terms) -> name and shape of each array; a name that the kind does not know is left out,
-    so that a comparison with the names of the terms shows it. least_signal: N mu / sqrt(S d) below which a round is refused, because
+    so that a comparison with the names of the terms shows it. bound: whether a record depends on more of the release than its encoder
+    and classes (bank, texts, rows), so that a site needs the very release that the plan names. least_signal: N mu / sqrt(S d) below which a round is refused, because
     it would harm more than help (dp-utility note, section 6).
     """
 
@@ -30,6 +31,7 @@ class Kind:
     once: bool
     sampled: bool
     shapes: Callable[[Release, Sequence[str]], Shapes]
+    bound: bool = True
     least_signal: float = 0.0
 
 
@@ -53,7 +55,7 @@ def _episodes(release: Release, names: Sequence[str]) -> Shapes:
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "rows": Kind("rows", once=True, sampled=False, shapes=_rows),
+    "rows": Kind("rows", once=True, sampled=False, shapes=_rows, bound=False),
     "site_mean": Kind("site_mean", once=True, sampled=False, shapes=_site_mean),
     "episodes": Kind("episodes", once=False, sampled=True, shapes=_episodes, least_signal=20.0),
 }

@@ -24,7 +24,7 @@ KindName = Literal["rows", "site_mean", "episodes"]  # what each carries: sgps.k
 class Plan(Settings):
     """One round.
 
-    federation: fingerprint of the coordinator's key. encoder: hash of base network and coordinates (`Release.encoder_sha256`).
+    federation: fingerprint of the coordinator's key. release: hash of the manifest of the release that the round starts from. encoder: hash of base network and coordinates (`Release.encoder_sha256`).
     classes: catalogue ids in the order of the arrays. start: hash of the arrays that come with the plan. terms: mechanism facts.
     code: hashes of site code that the coordinator accepts. sites: participants. echo: site -> receipt of its last reply that
     arrived. centres: site -> receipt of the `site_mean` reply whose noised mean centres its records in this `rows` round; empty
@@ -36,6 +36,7 @@ class Plan(Settings):
     federation: Hex
     round: Annotated[int, Field(ge=1, le=1_000_000)]
     attempt: Annotated[int, Field(ge=1, le=1_000_000)]
+    release: Hex
     encoder: Hex
     classes: Annotated[tuple[ClassId, ...], Field(min_length=1, max_length=10_000)]
     start: Hex
@@ -68,7 +69,19 @@ class Plan(Settings):
         return SignedPlan(text=text.decode(), signature=key.sign(text).hex())
 
 
-_SHAPES = ("kind", "federation", "round", "encoder", "classes", "start", "terms", "code", "centres", "quorum")
+_SHAPES = (
+    "kind",
+    "federation",
+    "round",
+    "release",
+    "encoder",
+    "classes",
+    "start",
+    "terms",
+    "code",
+    "centres",
+    "quorum",
+)
 
 
 class SignedPlan(Settings):

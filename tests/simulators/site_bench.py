@@ -86,7 +86,8 @@ def bank() -> Bank:
 
 def sign(release: Release, target: Path, key: Ed25519PrivateKey) -> Path:
     """A release as the one of this federation."""
-    manifest = release.manifest.model_copy(update={"federation": "derm", "fingerprint": fingerprint(key.public_key())})
+    mark = {"federation": "derm", "fingerprint": fingerprint(key.public_key())}
+    manifest = release.manifest.model_copy(update={"name": target.name, **mark})
     write(target, {name: release.folder / name for name in FILES}, manifest, key)
     return target
 
@@ -211,7 +212,8 @@ class Bench:
     def plan(self, **changes: Any) -> Plan:
         now = time.time()
         fields: dict[str, Any] = {
-            "kind": "rows", "federation": self.mark, "round": 1, "attempt": 1, "encoder": self.release.manifest.encoder_sha256,
+            "kind": "rows", "federation": self.mark, "round": 1, "attempt": 1, "release": self.release.sha256,
+            "encoder": self.release.manifest.encoder_sha256,
             "classes": CLASSES, "start": arrays_sha256(self.start()), "terms": self.terms(), "code": (contributor_code(),),
             "sites": ("north", "south"), "echo": {}, "issued": now - 1, "answer_at": now + self.wait, "deadline": now + 60, **changes,
         }  # fmt: skip

@@ -49,6 +49,10 @@ PLAN: dict[str, list[Case]] = {
     "federation": [("f" * 64, "plan_federation"), ("derm", "plan_signature")],
     "round": [(0, "plan_signature"), (-1, "plan_signature"), (1_000_001, "plan_signature"), (1.5, "plan_signature")],
     "attempt": [(0, "plan_signature"), (1_000_001, "plan_signature")],
+    "release": [
+        ("newest", "plan_signature"),
+        ("", "plan_signature"),
+    ],  # of another one: a round that depends on it waits
     "encoder": [(HEX, "plan_encoder"), ("", "plan_signature")],
     "classes": [
         ([*OTHER], "plan_classes"),
@@ -346,6 +350,7 @@ AGAIN: dict[str, Case] = {
     "kind": ({"kind": "rows"}, "accepted"),
     "federation": ({"federation": "f" * 64}, "plan_federation"),
     "round": ({"round": 2}, "budget"),  # a further round of the same patients
+    "release": ({"release": HEX}, "round_taken"),
     "encoder": ({"encoder": HEX}, "plan_encoder"),
     "classes": ({"classes": OTHER}, "plan_classes"),
     "start": ({"start": HEX}, "plan_start"),

@@ -14,7 +14,7 @@ from sgps.signing import canonical
 
 KEY = Ed25519PrivateKey.generate()
 FIELDS: dict[str, Any] = {
-    "kind": "rows", "federation": "a" * 64, "round": 1, "attempt": 1, "encoder": "b" * 64, "classes": ("df", "vasc"),
+    "kind": "rows", "federation": "a" * 64, "round": 1, "attempt": 1, "release": "9" * 64, "encoder": "b" * 64, "classes": ("df", "vasc"),
     "start": "c" * 64, "terms": {"sigma": 1.391}, "code": ("d" * 64,), "sites": ("north",), "issued": 1.0, "answer_at": 2.0,
     "deadline": 3.0,
 }  # fmt: skip
@@ -54,7 +54,7 @@ def test_identity_covers_the_payload_and_nothing_else() -> None:
         {"sites": ("south",)},
         {"echo": {"north": "e" * 64}},
     ]
-    other = [{"round": 2}, {"federation": "e" * 64}, {"encoder": "e" * 64}, {"classes": ("vasc", "df")}, {"start": "e" * 64},
+    other = [{"round": 2}, {"federation": "e" * 64}, {"release": "e" * 64}, {"encoder": "e" * 64}, {"classes": ("vasc", "df")}, {"start": "e" * 64},
              {"terms": {"sigma": 2.0}}, {"code": ("e" * 64,)}]  # fmt: skip
     assert {Plan(**{**FIELDS, **c}).sha256() for c in same} == {plan.sha256()}
     assert len({Plan(**{**FIELDS, **c}).sha256() for c in other} | {plan.sha256()}) == len(other) + 1

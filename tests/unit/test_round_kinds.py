@@ -212,6 +212,35 @@ def test_a_kind_that_the_site_does_not_list_is_refused(bench: Bench) -> None:
     assert ask(bench, mean_plan(bench), zeros(bench, "site_mean")).status == "plan_kind"
 
 
+@pytest.mark.parametrize("kind", ["rows", "site_mean", "episodes"])
+def test_a_round_whose_records_depend_on_the_release_waits_for_the_one_that_the_plan_names(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Rows depend on encoder and classes alone, which have fields of their own. The other release has the same of both."""
+    assert [k for k in kinds.KINDS if not kinds.KINDS[k].bound] == ["rows"]
+    elsewhere = site_bench.sign(bench.release, bench.folder / "elsewhere", bench.key)
+    named = Release.open(elsewhere, key=bench.key.public_key())
+    assert named.sha256 != bench.release.sha256
+    if kind == "rows":
+        assert ask(bench, bench.plan(release=named.sha256), bench.start()).status == egress.ACCEPTED
+        return
+    if kind == "episodes":
+        monkeypatch.setattr(rounds, "check", lambda *_: Terms.from_mapping(bench.terms()))
+    plan = mean_plan(bench, release=named.sha256, kind=kind)
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "prepared", lambda *_: pytest.fail("a record was read"))
+        with pytest.raises(rounds.RoundFailed, match=f"starts from release {named.sha256[:12]}"):
+            ask(bench, plan, zeros(bench, "site_mean"))
+    assert charges(bench) == []
+    newer = elsewhere.rename(bench.folder / "releases" / "0001")
+    if kind == "site_mean":
+        reply = ask(bench, plan, zeros(bench, "site_mean"))
+        assert reply.status == egress.ACCEPTED
+        site_bench.sign(Release.open(newer, key=bench.key.public_key()), newer.with_name("0002"), bench.key)
+        again = ask(bench, mean_plan(bench, release=named.sha256, attempt=2), zeros(bench, "site_mean"))
+        assert egress.encode(again) == egress.encode(reply)  # what was sent needs no release
+
+
 # --- episodes ----------------------------------------------------------------------------------------------------------
 GATE = "generator.gate.weight"
 HEAD = ((GATE, "generator.gate.bias"), ("generator.token_down.bias",))
@@ -242,7 +271,7 @@ def episodes(bench: Bench, groups: Any = HEAD, **changes: Any) -> tuple[Plan, Ar
     terms = Terms("episodes", 2.0, 0.5, 2, (0.6, 0.8), groups, 256, 0.5).to_mapping() | changes.pop("terms", {})
     m = release.manifest
     fields = {
-        "kind": "episodes", "encoder": m.encoder_sha256, "classes": m.classes, "start": arrays_sha256(start), "terms": terms,
+        "kind": "episodes", "release": release.sha256, "encoder": m.encoder_sha256, "classes": m.classes, "start": arrays_sha256(start), "terms": terms,
         "quorum": 6, **changes,
     }  # fmt: skip
     return bench.plan(**fields), start

@@ -27,7 +27,7 @@ TERMS = Terms("rows", 1.391, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1)
 CODE = "c" * 64
 NOW = time.time()
 PLAN = Plan(
-    kind="rows", federation="a" * 64, round=1, attempt=1, encoder="b" * 64, classes=("akiec", "df", "vasc"), start=arrays_sha256(START),
+    kind="rows", federation="a" * 64, round=1, attempt=1, release="9" * 64, encoder="b" * 64, classes=("akiec", "df", "vasc"), start=arrays_sha256(START),
     terms=TERMS.to_mapping(), code=(CODE,), sites=("north",), issued=NOW, answer_at=NOW, deadline=NOW + 60,
 )  # fmt: skip
 Fields = dict[str, Any]
