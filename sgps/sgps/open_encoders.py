@@ -9,97 +9,27 @@ Weights are safetensors, never a pickle; no code of the folder is run; nothing i
 decided in docs/adr/0007: read texts, and teach the base network.
 """
 
-import hashlib
 import importlib
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from sgps.errors import ConfigError, InputError, StateError
-from sgps.files import read_limited, sha256_file
+from sgps.errors import InputError, StateError
+from sgps.open_folder import Spec
 from sgps.text import refuse_empty
 
-Kind = Literal["open_clip", "timm", "transformers"]
-KINDS = get_args(Kind)
-_SUFFIXES = frozenset({".json", ".safetensors", ".txt", ".model"})  # configuration, weights, tokenizers
-_CONFIG_LIMIT, _WEIGHTS_LIMIT = 4 << 20, 8 << 30  # bytes
+__all__ = ["ImageTower", "OpenText", "Spec"]
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+_TEACHES = "a network for pictures teaches the base (sgps pretrain base --encoders) and is no class token of its own"
 _BATCH = 32
 _MOST_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Which library reads which folder."""
-
-    kind: Kind
-    folder: Path
-
-    @classmethod
-    def parse(cls, text: str, base: Path = Path()) -> "Spec":
-        """`open_clip:DIR` and so on; DIR relative to `base`. Raises ConfigError for another kind, InputError for no folder."""
-        kind, _, folder = text.partition(":")
-        if kind not in KINDS or not folder.strip():
-            forms = ", ".join(f"{k}:DIR" for k in KINDS)
-            raise ConfigError(f"{text!r} names no encoder", where="encoders", do=f"write one of {forms}")
-        path = base / folder.strip()
-        if not path.is_dir():
-            raise InputError("is not a folder", where=path, do=f"give the folder of a {kind} checkpoint")
-        return cls(cast("Kind", kind), path)
-
-    @property
-    def name(self) -> str:
-        """Kind and the folder's own name; not the way to it, which is of this computer."""
-        return f"{self.kind}:{self.folder.resolve().name}"
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash over names and hashes of every file of configuration, weights and tokenizer, in sub-folders too."""
-        digest = hashlib.sha256()
-        for path in sorted(p for p in self.folder.rglob("*") if p.suffix in _SUFFIXES and p.is_file()):
-            digest.update(f"{path.relative_to(self.folder).as_posix()} {sha256_file(path)}\n".encode())
-        return digest.hexdigest()
-
-    def config(self, name: str) -> dict[str, Any]:
-        """One JSON file of the folder. Raises InputError."""
-        path = self.folder / name
-        try:
-            found = json.loads(read_limited(path, _CONFIG_LIMIT))
-        except (ValueError, RecursionError) as error:
-            raise InputError("is not JSON", where=path, do="save the checkpoint again") from error
-        if not isinstance(found, dict):
-            raise InputError("is not a configuration", where=path, do="save the checkpoint again")
-        return found
-
-    def weights(self) -> dict[str, Tensor]:
-        """The tensors of the one safetensors file. Raises InputError when there is none, or several."""
-        found = sorted(self.folder.glob("*.safetensors"))
-        if len(found) != 1:
-            what = "holds no safetensors file" if not found else f"holds {len(found)} safetensors files"
-            raise InputError(what, where=self.folder, do="save the whole state dict with safetensors.torch.save_file")
-        if found[0].stat().st_size > _WEIGHTS_LIMIT:
-            raise InputError(f"is larger than {_WEIGHTS_LIMIT:,} bytes", where=found[0], do="give a smaller encoder")
-        try:
-            return safetensors.torch.load_file(found[0])
-        except SafetensorError as error:
-            raise InputError("is not a safetensors file", where=found[0], do="save the checkpoint again") from error
-
-    def fault(self, error: Exception) -> InputError:
-        """What a library said about the folder, in one line."""
-        said = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        return InputError(f"{self.kind} cannot read it: {said}", where=self.folder, do="save the checkpoint again")
 
 
 class OpenText:
@@ -109,7 +39,9 @@ class OpenText:
         self.spec, self.folder, self.name = spec, spec.folder, spec.name
         if spec.kind == "timm":
             raise InputError(
-                "timm networks read no texts", where=spec.folder, do="use open_clip:DIR or transformers:DIR"
+                "timm networks read no texts",
+                where=spec.folder,
+                do=f"use open_clip:DIR or transformers:DIR; {_TEACHES}",
             )
 
     @property
@@ -133,10 +65,13 @@ class OpenText:
         """float32 [n, width], rows of length 1. What a text has beyond the encoder's length does not count. Raises InputError for
         an empty text or a folder that does not hold a text encoder."""
         refuse_empty(texts)
-        parts = [
-            F.normalize(self._encode(list(texts[i : i + _BATCH])).float(), dim=-1).numpy()
-            for i in range(0, len(texts), _BATCH)
-        ]
+        try:
+            parts = [
+                F.normalize(self._encode(list(texts[i : i + _BATCH])).float(), dim=-1).numpy()
+                for i in range(0, len(texts), _BATCH)
+            ]
+        except (IndexError, RuntimeError) as error:  # a tokenizer with more words than the network
+            raise self.spec.fault(error) from error
         return np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
 
 
@@ -157,7 +92,10 @@ class ImageTower(nn.Module):
                 raise InputError(f"its {name} are not three numbers", where=spec.folder, do="correct its configuration")
             self.register_buffer(name, torch.tensor([float(v) for v in values]).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
-        self.num_features = int(self(torch.zeros(1, 3, self.size, self.size)).shape[1])
+        try:
+            self.num_features = int(self(torch.zeros(1, 3, self.size, self.size)).shape[1])
+        except (AssertionError, RuntimeError, ValueError) as error:  # weights for pictures of another size
+            raise spec.fault(error) from error
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -200,16 +138,16 @@ def _fill(net: nn.Module, tensors: Mapping[str, Tensor], spec: Spec, drop: tuple
     """Load every tensor. drop: beginnings of names that the network may lack."""
     wanted = net.state_dict()
     kept = {n: t for n, t in tensors.items() if n in wanted or not (n.startswith(drop) or n.endswith(".position_ids"))}
-    try:
-        net.load_state_dict({n: t.to(wanted[n].dtype) if n in wanted else t for n, t in kept.items()}, strict=True)
-    except RuntimeError as error:
-        first = str(error).split("\n")[1:2] or [str(error)]
-        raise InputError(
-            f"weights and configuration differ: {first[0].strip()[:200]}", where=spec.folder, do="save both again"
-        ) from error
+    shapes = {n: (t.shape, wanted[n].shape) for n, t in kept.items() if n in wanted and t.shape != wanted[n].shape}
+    spec.differ(set(wanted) - set(kept), set(kept) - set(wanted), {n: _shapes(*s) for n, s in shapes.items()})
+    net.load_state_dict({n: t.to(wanted[n].dtype) for n, t in kept.items()}, strict=True)
     if bad := next((n for n, t in net.state_dict().items() if t.is_floating_point() and not t.isfinite().all()), None):
         raise InputError(f"{bad} holds numbers that are not finite", where=spec.folder, do="give a sound checkpoint")
     return net.eval().requires_grad_(False)
+
+
+def _shapes(stored: Sequence[int], wanted: Sequence[int]) -> str:
+    return f"{list(stored)} instead of {list(wanted)}"
 
 
 def _clip(spec: Spec) -> tuple[nn.Module, dict[str, Any]]:
@@ -240,6 +178,7 @@ def _clip_text(spec: Spec) -> Any:
     library = _library("open_clip")
     if "hf_model_name" in text or "hf_tokenizer_name" in text:
         options = text.get("tokenizer_kwargs", {})
+        spec.needs_tokenizer()
         try:
             tokenize = library.tokenizer.HFTokenizer(
                 str(spec.folder), context_length=length, local_files_only=True, **options
@@ -294,12 +233,13 @@ def _transformers(spec: Spec) -> tuple[Any, bool]:
                 trust_remote_code=False,
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below, in a line
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise spec.fault(error) from error
-    missing = sorted(info["missing_keys"])
-    if other := [n for n in missing if not n.startswith("pooler.")]:
-        raise InputError(f"lacks {other[0]}", where=spec.folder, do="save the whole checkpoint")
+    missing = set(info["missing_keys"])
+    shapes = {name: _shapes(stored, wanted) for name, stored, wanted in sorted(info["mismatched_keys"])}
+    spec.differ({n for n in missing - set(shapes) if not n.startswith("pooler.")}, (), shapes)
     return net.eval().requires_grad_(False), not missing
 
 
@@ -307,7 +247,8 @@ def _transformers_text(spec: Spec) -> Any:
     library, (net, _) = _library("transformers"), _transformers(spec)
     both = hasattr(net, "get_text_features")
     if not both and net.main_input_name != "input_ids":
-        raise InputError("reads no texts", where=spec.folder, do="use a folder with a text encoder")
+        raise InputError("reads no texts", where=spec.folder, do=f"use a folder with a text encoder; {_TEACHES}")
+    spec.needs_tokenizer()
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(
             str(spec.folder), local_files_only=True, trust_remote_code=False
@@ -344,7 +285,11 @@ def _transformers_image(spec: Spec) -> Built:
     net, pooler = _transformers(spec)
     both = hasattr(net, "get_image_features")
     if not both and net.main_input_name != "pixel_values":
-        raise InputError("reads no pictures", where=spec.folder, do="use a folder with a network for pictures")
+        raise InputError(
+            "reads no pictures",
+            where=spec.folder,
+            do="use a folder with a network for pictures; its texts are read by `sgps pretrain release --encoders`",
+        )
     said = spec.config("preprocessor_config.json")
     side = getattr(getattr(net.config, "vision_config", net.config), "image_size", 224)
     try:

@@ -34,8 +34,8 @@ def bert_config() -> dict[str, object]:
     }
 
 
-def open_clip(folder: Path, *, hf_text: bool = False, seed: int = 0) -> Path:
-    """hf_text: as BiomedCLIP is built, a timm ViT beside a BERT that a hub's name stands for."""
+def open_clip(folder: Path, *, hf_text: bool = False, seed: int = 0, trunk: str = "test_vit") -> Path:
+    """hf_text: as BiomedCLIP is built, a timm ViT (`trunk`) beside a BERT that a hub's name stands for."""
     import open_clip as library
     from transformers import BertConfig
 
@@ -54,7 +54,7 @@ def open_clip(folder: Path, *, hf_text: bool = False, seed: int = 0) -> Path:
             "context_length": 64,
         }
         vision = {
-            "timm_model_name": "test_vit",
+            "timm_model_name": trunk,
             "timm_model_pretrained": False,
             "timm_pool": "",
             "timm_proj": "linear",

@@ -166,8 +166,11 @@ def first(tensors: dict[str, torch.Tensor]) -> str:
     [
         (only_a_pickle, "holds no safetensors file"),
         (cut, "not a safetensors file|cannot read it"),
-        (change_weights(lambda t: t.pop(first(t))), "lacks|differ: Missing key"),
-        (change_weights(lambda t: t.update({first(t): torch.zeros(2, 3)})), "size mismatch|cannot read it|differ"),
+        (change_weights(lambda t: t.pop(first(t))), "differ: the weights lack"),
+        (
+            change_weights(lambda t: t.update({first(t): torch.zeros(2, 3)})),
+            r"differ: the weights hold .* as \[2, 3\] instead of",
+        ),
         (lambda folder: next(folder.glob("*config.json")).write_text("{"), "is not JSON"),
         (
             lambda folder: shutil.copy(next(folder.glob("*.safetensors")), folder / "two.safetensors"),
