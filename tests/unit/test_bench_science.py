@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a package that is installed
 
-from bench import ablation, fewshot, one_exemplar
+from bench import ablation, fewshot, judge, one_exemplar
 from bench.figures import brier, compared, ece, holm
 from bench.peers import against, literal, trained
 from bench.peers.closed import HEADS
@@ -22,11 +22,13 @@ from bench.peers.public import Public, tuned
 from bench.pictures import read_pictures
 from bench.shifts import SHIFTS, Shifted
 from bench.shipped import Ours
+from sgps.bank import Bank
 from sgps.encoders import ImageEncoder
 from sgps.episodes import Interval, read_episodes, sample_episodes
 from sgps.errors import InputError
 from sgps.memory import Memory
 from sgps.pretrain.frozen import HELD_OUT, TEST, frozen_episodes
+from sgps.shipped import shipped_release
 from sgps.synthesis import synthesize
 
 DISEASES = {"akiec": 700, "df": 701, "vasc": 702}
@@ -359,3 +361,13 @@ def test_ablation_changes_one_part_at_a_time(data, small_release, tmp_path):
     assert {len(by) for t, by in drawn["arms"].items() if "body" not in t and t != ablation.RIVAL_FREE} == {5}
     assert drawn["minus"]["one view, body from a random generator 2w1s"]["mean"] != 0
     assert (tmp_path / "results.md").read_text().count("| shipped |") == 2
+
+
+def test_the_judge_uses_public_classes_alone_and_hides_those_of_a_task(tmp_path):
+    r = judge.run(tmp_path, tasks=8, pairs=40)
+    by = r["text"]["dermoscopy"]["2w1s"]
+    assert by["5.5, 1"]["mean"] != by[judge.EXCHANGED]["mean"] and len(by) == 9
+    sides = r["rivals"]["drawn"]
+    assert sides["in the bank"]["0"] == sides["not in the bank"]["0"]  # without rivals nobody asks whom the bank knows
+    assert sides["in the bank"]["1"] != sides["not in the bank"]["1"]
+    assert not {"akiec", "df", "vasc"} & {c.id for c in Bank.of(shipped_release()).classes}
