@@ -149,7 +149,8 @@ def _verified(folder: Path, config: Path, key: Path | None) -> tuple[Release, st
 
 
 def _signed(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The statement in an entry of a release: its fields beside the text that the site signed, signature, key, round, receipt.
+    """The statement in an entry of a release: the text that the site signed, signature, key, round, receipt. Releases of version 0.2 have
+    its fields beside it once more.
 
     Raises InvalidSignature, ValueError, KeyError when they do not fit together. Whose key it is, the coordinator vouches for.
     """
@@ -159,7 +160,7 @@ def _signed(entry: Mapping[str, Any]) -> dict[str, Any]:
     key.verify(bytes.fromhex(str(entry["signature"])), str(entry["text"]).encode(), ECDSA(SHA256()))
     signed = json.loads(entry["text"])
     fields = {k: v for k, v in entry.items() if k not in _PROOF}
-    if not isinstance(signed, dict) or not _same(fields, signed):
+    if not isinstance(signed, dict) or (fields and not _same(fields, signed)):
         raise PrivacyError("the fields are not those that were signed")
     return signed
 

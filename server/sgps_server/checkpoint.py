@@ -7,7 +7,6 @@ A contribution is stored when it arrives, not when its round closes: patients pa
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,11 +38,6 @@ class Record(Settings):
     statement: str
     signature: str
     key: str
-
-    def fields(self) -> dict[str, Any]:
-        """The statement's fields."""
-        found = json.loads(self.statement)
-        return found if isinstance(found, dict) else {}
 
 
 class Open(Settings):

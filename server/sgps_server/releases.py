@@ -151,9 +151,9 @@ def _history(records: Sequence[Record], terms: dict[int, dict[str, Any]]) -> dic
 
 
 def statement_entry(record: Record) -> dict[str, Any]:
-    """A site's statement as it stands in a release: its fields for readers, and the signed text with the site's key for checkers."""
+    """A site's statement as it stands in a release: the JSON text that the site signed, with its key."""
     proof = {"text": record.statement, "signature": record.signature, "key": record.key, "receipt": record.receipt}
-    return {"round": record.round, **record.fields(), **proof}
+    return {"round": record.round, **proof}
 
 
 def anchors(folder: Path, key: Ed25519PublicKey) -> dict[str, str]:

@@ -58,7 +58,8 @@ def test_the_next_release_changes_the_memory_and_nothing_else(folder: Path) -> N
     assert release.manifest.rounds[0].sites == ("north", "south")
     assert list(release.manifest.statements) == ["north", "south"]
     (entry,) = release.manifest.statements["south"]
-    assert (entry["epsilon"], entry["text"], entry["receipt"]) == ("3.0", STATEMENT, "a" * 64)
+    assert entry == {"round": "1", "text": STATEMENT, "receipt": "a" * 64, "signature": "00", "key": "PEM"}
+    assert (release.folder / MANIFEST).read_text().count("epsilon") == 2  # once for each site
     assert releases.anchors(folder, KEY.public_key()) == {"0001": "c" * 64}
     assert releases.latest(folder) == releases.Named("0001", release.sha256)
 
