@@ -269,6 +269,20 @@ def carry(
     _tell(as_json, fields, carrying.describe(made))
 
 
+@release_commands.command("repool")
+def repool(config: Config = HERE, as_json: AsJson = False) -> None:
+    """Make the next release at once, without sites that withdrew: no round, nobody pays. It counts as a round, in which nobody takes part."""
+    from sgps_server import repool as pooling
+
+    made = pooling.repool(_folder(config))
+    fields = {"name": made.release.folder.name, "sha256": made.release.sha256, "without": list(made.without)}
+    text = (
+        f"release {made.release.folder.name} without {', '.join(made.without)}, sha256 {made.release.sha256}\n"
+        f"it counts as round {int(made.release.folder.name)}: write `rounds` accordingly where further rounds are to follow"
+    )
+    _tell(as_json, fields, text)
+
+
 @audit_commands.command("verify")
 def verify(config: Config = HERE, as_json: AsJson = False) -> None:
     """Check the chain of the record, and that every signed release finds its line in it."""

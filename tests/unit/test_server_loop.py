@@ -1,6 +1,7 @@
 """The round loop over real files, keys and contributions: a coordinator that dies while a round closes, a site that withdraws before
 it starts again, a site that is late. A fault is raised in place of the kill."""
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import local_rounds
 from local_rounds import SITES, run
 
+from sgps.errors import InputError, StateError
 from sgps.memory import COUNTS, ROWS, Contribution, pool
-from sgps.release import Release
+from sgps.release import GENERATOR, Release
 from sgps.signing import load_private
-from sgps_server import audit, enrolment, releases
+from sgps_server import audit, enrolment, releases, repool
 from sgps_server.checkpoint import Checkpoint, read_state
+from sgps_server.cli import app
 from sgps_server.config import Folder
 
 
@@ -39,10 +43,11 @@ def opened(folder: Folder, number: int) -> Release:
     return Release.open(folder.releases / releases.name_of(number), key=key)
 
 
-def holds(folder: Folder, number: int, sites: Iterable[str]) -> str:
-    """Release `number` is that of `sites`, in rounds, statements, rows and counts, and the audit chain fits. Returns the hash of its
-    manifest."""
-    release, pairs = opened(folder, number), [(n, s) for n in range(1, number + 1) for s in sorted(sites)]
+def holds(folder: Folder, number: int, sites: Iterable[str], rounds: Iterable[int] = ()) -> str:
+    """Release `number` is that of `sites`, in rounds, statements, rows and counts, and the audit chain fits. rounds: that were run, where
+    that is not all. Returns the hash of its manifest."""
+    release = opened(folder, number)
+    pairs = [(n, s) for n in [*rounds] or range(1, number + 1) for s in sorted(sites)]
     assert [(r.round, s) for r in release.manifest.rounds for s in r.sites] == pairs
     stated = release.manifest.statements.items()
     assert sorted((int(e["round"]), s) for s, entries in stated for e in entries) == pairs
@@ -135,3 +140,58 @@ def test_a_site_that_said_nothing_is_asked_once_more_although_a_quorum_is_here(f
     run(folder, 2, dumb, **times)
     assert dumb.asked == [*SITES, "west"]
     assert [r.sites for r in opened(folder, 2).manifest.rounds] == [SITES, ("north", "south")]
+
+
+def test_the_next_release_without_a_site_that_withdrew_needs_no_round(folder: Folder) -> None:
+    run(folder)
+    with pytest.raises(InputError, match="release 0001 holds nothing that can be taken out"):
+        repool.repool(folder)
+    enrolment.withdraw(folder, "north")
+    said = CliRunner().invoke(app, ["releases", "repool", "--json", "--config", str(folder.config)])
+    sha256 = holds(folder, 2, ("south", "west"), [1])
+    assert json.loads(said.output) == {"name": "0002", "sha256": sha256, "without": ["north"]}
+    assert opened(folder, 1).manifest.rounds[0].sites == SITES  # what is out stays as it is
+    assert opened(folder, 2).manifest.files[GENERATOR] == opened(folder, 1).manifest.files[GENERATOR]
+    with pytest.raises(InputError, match="release 0002 holds nothing"):
+        repool.repool(folder)
+    assert run(folder, 3).asked == ["south", "west"]
+    holds(folder, 3, ("south", "west"), [1, 3])
+    for name in ("south", "west"):
+        enrolment.withdraw(folder, name)
+    assert not repool.repool(folder).release.memory().count.any()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_crash_on_the_way_to_it_is_healed_by_the_same_command_whoever_withdrew_since(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    run(folder)
+    enrolment.withdraw(folder, "north")
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Checkpoint, "save", die) if written else (releases, "write", die)))
+        with pytest.raises(Killed):
+            repool.repool(folder)
+    assert read_state(folder.state).done == 1
+    enrolment.withdraw(folder, "west")
+    assert repool.repool(folder).without == (("north",) if written else ("north", "west"))
+    holds(folder, 2, ("south", "west") if written else ("south",), [1])
+    if written:
+        assert repool.repool(folder).without == ("west",)
+        holds(folder, 3, ("south",), [1])
+
+
+def test_a_round_that_is_open_comes_first(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    dies(monkeypatch, folder, releases, "write", lambda *_: True)
+    enrolment.withdraw(folder, "north")
+    with pytest.raises(StateError, match="round 1 is open"):
+        repool.repool(folder)
+    run(folder)
+    checkpoint = Checkpoint(folder.state)
+    checkpoint.save(terms={1: {**checkpoint.state.terms[1], "kind": "site_mean"}})
+    with pytest.raises(StateError, match="took the means"):
+        repool.repool(folder)
+    assert releases.names(folder.releases) == ["0000", "0001"]
