@@ -33,8 +33,8 @@ def base_features(
     """
     encoder, name = ImageEncoder(release), release.manifest.encoder_sha256[:16]
     if views is None:
-        return _kept(name, encoder.features, pictures, rows, out, broken)
-    return _kept(f"{name}-{views}", lambda images: encoder.features(images, views), pictures, rows, out, broken)
+        return kept(name, encoder.features, pictures, rows, out, broken)
+    return kept(f"{name}-{views}", lambda images: encoder.features(images, views), pictures, rows, out, broken)
 
 
 class Lite0:
@@ -56,10 +56,10 @@ class Lite0:
 
 def lite0_features(pictures: Pictures, rows: Array, out: Path) -> Array:
     """float32 [rows, 1280] under frozen Lite0."""
-    return _kept(TEACHER_SHA256[:16], Lite0().features, pictures, rows, out)
+    return kept(TEACHER_SHA256[:16], Lite0().features, pictures, rows, out)
 
 
-def _kept(
+def kept(
     encoder: str,
     extract: Callable[[Sequence[Image]], Array],
     pictures: Pictures,

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a package that is installed
 
-from bench import ablation, fewshot, judge, one_exemplar
+from bench import ablation, fewshot, judge, networks, one_exemplar
 from bench.figures import brier, compared, ece, holm
 from bench.peers import against, literal, trained
 from bench.peers.closed import HEADS
@@ -351,6 +351,7 @@ def test_figures_by_hand():
     assert [found[k]["ours"] for k in "xyzw"] == ["better", "worse", "tie", "tie"]
 
 
+@pytest.mark.slow
 def test_ablation_changes_one_part_at_a_time(data, small_release, tmp_path):
     r = ablation.run(
         data, tmp_path, list(DISEASES), 4, 2, 2, release=small_release(("text",)), drawn=range(8000, 8003), patients=12
@@ -371,3 +372,22 @@ def test_the_judge_uses_public_classes_alone_and_hides_those_of_a_task(tmp_path)
     assert sides["in the bank"]["0"] == sides["not in the bank"]["0"]  # without rivals nobody asks whom the bank knows
     assert sides["in the bank"]["1"] != sides["not in the bank"]["1"]
     assert not {"akiec", "df", "vasc"} & {c.id for c in Bank.of(shipped_release()).classes}
+
+
+@pytest.mark.slow
+def test_networks_are_judged_on_what_none_was_trained_on(shared_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "EPISODES", 10)
+    monkeypatch.setattr(networks, "DRAWN", range(7000, 7004))
+    monkeypatch.setattr(networks, "networks", lambda _: {"mean colour": ("colour", _mean_colour)})
+    r = networks.run(shared_data, tmp_path)
+    assert {k for by in r["networks"]["mean colour"].values() for k in by} == {"2w1s", "3w1s", "3w5s"}
+    asked = {j.name: j for j in networks.judges(shared_data, tmp_path, 11)}
+    skin = asked["skin"]
+    assert not set(skin.pictures.lesion[skin.rows]) & set(skin.pictures.lesion[skin.centre])
+    assert set(skin.pictures.label[skin.rows]) == {"bcc", "bkl", "mel", "nv"}
+    with pytest.raises(InputError, match="is not there"):
+        networks.run(tmp_path / "nothing", tmp_path / "out")
+
+
+def _mean_colour(images):
+    return np.stack([np.asarray(i.resize((8, 8)), np.float32).mean((0, 1)) for i in images])

@@ -1,0 +1,154 @@
+"""Base networks beside each other on judges that none of them was trained on: brain MRI, drawn classes, held-out skin lesions.
+
+    python -m bench.networks --data DIR --out DIR [--release DIR ...]
+
+Nearest prototype, 400 episodes. Skin and drawn pictures are centred by others of their kind, MRI is not: no network knows its kind.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from threadpoolctl import threadpool_limits
+
+from bench.features import Array, kept
+from bench.figures import table
+from bench.pictures import Pictures, read_pictures
+from sgps.draw import draw_profile, write_folder
+from sgps.encoders import ImageEncoder
+from sgps.episodes import accuracy, interval, sample_episodes
+from sgps.errors import InputError, SgpsError
+from sgps.files import sha256_file, write_atomic
+from sgps.images import batch
+from sgps.pretrain.networks import HALF, TEACHER_SHA256, pooled, read_teacher
+from sgps.pretrain.recipe import read_recipe
+from sgps.release import MANIFEST, Release
+from sgps.shipped import shipped_release
+
+MRI, SKIN = "brain_mri_224.zip", "ham10000_200x150.zip"
+DRAWN, OTHERS, PATIENTS = range(7000, 7020), range(7100, 7112), 30  # profiles that are judged, and that give the centre
+LITE0_SIZES, SETTINGS, EPISODES = (96, 128, 160), ((2, 1), (3, 1), (3, 5)), 400
+Extract = Callable[[Sequence[Image]], Array]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Pictures of classes to tell apart, one a lesion, and of others whose mean is the centre."""
+
+    name: str
+    pictures: Pictures
+    rows: Array
+    centre: Array
+
+    def measure(self, network: str, extract: Extract, out: Path, seed: int) -> dict[str, Any]:
+        """Accuracy by setting."""
+        found = kept(network, extract, self.pictures, np.concatenate([self.rows, self.centre]), out)
+        features, others, kind = found[: len(self.rows)], found[len(self.rows) :], self.pictures.label[self.centre]
+        if len(others):
+            features = features - np.mean([others[kind == c].mean(0) for c in np.unique(kind)], 0)
+        label, lesion, by = self.pictures.label[self.rows], self.pictures.lesion[self.rows], dict[str, Any]()
+        for ways, shots in SETTINGS:
+            e = sample_episodes(label, lesion, sorted(set(label.tolist())), ways, shots, count=EPISODES, seed=seed)
+            by[e.name] = vars(interval(accuracy(features, e)))
+        return by
+
+
+def judges(data: Path, out: Path, seed: int) -> list[Judge]:
+    """Raises InputError when a set is not there."""
+    random, nobody = np.random.default_rng(seed), np.zeros(0, np.int64)
+    for name in (MRI, SKIN):
+        if not (data / name).is_file():
+            raise InputError("is not there", where=data / name, do="give the folder of the public image sets")
+    mri, skin = read_pictures(data / MRI), read_pictures(data / SKIN)
+    folder = out / "drawn"
+    if not folder.is_dir():
+        write_folder(folder, [draw_profile(n) for n in (*DRAWN, *OTHERS)], PATIENTS, seed)
+    drawn, judged = read_pictures(folder), [draw_profile(n).id for n in DRAWN]
+    rows, test = mri.few(sorted(set(mri.label.tolist())), 150), read_recipe(None).meta_test
+    _, first = np.unique([mri.sha256(int(r)) for r in rows], return_index=True)
+    held, trained = (skin.others(test, trained=t, unknown=False) for t in (False, True))
+    few = np.sort(
+        np.concatenate(
+            [random.permutation(trained[skin.label[trained] == c])[:60] for c in np.unique(skin.label[trained])]
+        )
+    )
+    others = np.setdiff1d(np.arange(len(drawn.name)), drawn.of(judged))
+    return [
+        Judge("MRI", mri, rows[np.sort(first)], nobody),
+        Judge("drawn", drawn, drawn.of(judged), others),
+        Judge("skin", skin, held, few),
+    ]
+
+
+def networks(releases: Sequence[Release]) -> dict[str, tuple[str, Extract]]:
+    """Title -> name of its features, pictures -> features."""
+    out: dict[str, tuple[str, Extract]] = {}
+    lite0 = read_teacher()
+    for size in LITE0_SIZES:
+
+        @torch.inference_mode()
+        def plain(images: Sequence[Image], size: int = size) -> Array:
+            parts = [pooled(lite0, batch(images[i : i + 32], size, HALF, HALF)) for i in range(0, len(images), 32)]
+            return np.asarray(torch.cat(parts).numpy())
+
+        out[f"frozen Lite0, {size} px"] = (f"{TEACHER_SHA256[:16]}-{size}-1", plain)
+    for release in releases:
+        encoder, a, name = ImageEncoder(release), release.manifest.architecture, release.manifest.name
+        for views in (1, a.views):
+            title = f"{name} {release.sha256[:8]}, {a.size} px, {views} view{'s' * (views > 1)}"
+            out[title] = (f"{release.manifest.encoder_sha256[:16]}-{views}", _of(encoder, views))
+    return out
+
+
+def _of(encoder: ImageEncoder, views: int) -> Extract:
+    return lambda images: encoder.features(images, views)
+
+
+def report(r: Mapping[str, Any]) -> str:
+    """Markdown."""
+    first = next(iter(r["networks"].values()))
+    kinds = [(judge, k) for judge, by in first.items() for k in by]
+    rows = [[title, *(f"{100 * found[j][k]['mean']:.1f}" for j, k in kinds)] for title, found in r["networks"].items()]
+    half = max(100 * f[j][k]["half"] for f in r["networks"].values() for j, k in kinds)
+    text = f"Accuracy in percent on {EPISODES} episodes; half an interval is at most {half:.1f}."
+    return "\n".join([text, "", table(["network", *(f"{j} {k}" for j, k in kinds)], rows)]) + "\n"
+
+
+def run(data: Path, out: Path, releases: Sequence[Release] = (), seed: int = 11) -> dict[str, Any]:
+    """Measure and write `results.json` and `results.md` in `out`. releases: beside the shipped one."""
+    out.mkdir(parents=True, exist_ok=True)
+    asked, results = judges(data, out, seed), dict[str, Any](seed=seed, networks={})
+    for title, (name, extract) in networks([shipped_release(), *releases]).items():
+        results["networks"][title] = {j.name: j.measure(name, extract, out, seed) for j in asked}
+        write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
+        write_atomic(out / "results.md", report(results).encode())
+    return results
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m bench.networks", description=__doc__.splitlines()[0])
+    p.add_argument("--data", type=Path, required=True, help=f"folder with {MRI} and {SKIN}")
+    p.add_argument("--release", type=Path, nargs="*", default=[], help="folders of other releases")
+    p.add_argument("--seed", type=int, default=11)
+    p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
+    a = p.parse_args(argv)
+    try:
+        more = [Release.open(f, sha256=sha256_file(f / MANIFEST)) for f in a.release]
+        with threadpool_limits(1):
+            run(a.data, a.out, more, a.seed)
+    except SgpsError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print((a.out / "results.md").read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
