@@ -94,7 +94,14 @@ def own_contributions(site: Site, release: Release, ledger: "Ledger") -> list[Co
             continue
         arrays = egress.decode(payload).arrays
         part = Contribution(arrays[ROWS], arrays[COUNTS], float(entry["sigma"]))
-        parts.append(carry.brought(steps, maps, entry["round"], part))
+        try:
+            parts.append(carry.brought(steps, maps, entry["round"], part))
+        except ValueError as error:
+            raise StateError(
+                f"what round {entry['round']} sent does not fit the release: {error}",
+                where=release.folder,
+                do="leave out --with-own-patients, and tell the coordinator",
+            ) from error
         seen.add(entry["round"])
     if lost := sorted(rounds - seen):
         raise StateError(

@@ -118,17 +118,10 @@ def maps(release: Release) -> tuple[Map, ...]:
     """The maps that rows of a release came through, oldest first. Raises SignatureError when they do not lead to its base."""
     carried, found = release.manifest.carried or (), release.tensors(MEMORY, "carry.")
     where, again = release.folder / MEMORY, "get the release again"
-    if any(
-        one.after != after
-        for one, after in zip(
-            carried, [*(c.before for c in carried[1:]), release.manifest.encoder_sha256], strict=False
-        )
-    ):
-        raise SignatureError(
-            "rows of another base network are not used: the maps do not lead here", where=where, do=again
-        )
+    if not carried:
+        return ()
     try:
-        return tuple(
+        known = tuple(
             _checked(
                 found[f"{i}.matrix"], found[f"{i}.error"], About(before=c.before, after=c.after, figures=c.figures)
             )
@@ -136,6 +129,14 @@ def maps(release: Release) -> tuple[Map, ...]:
         )
     except (KeyError, ValueError) as error:
         raise SignatureError(f"holds no map {error}", where=where, do=again) from error
+    k = len(release.memory().coordinates.directions)
+    hashes = [*(c.before for c in carried[1:]), release.manifest.encoder_sha256]
+    widths = [*(m.matrix.shape[1] for m in known[1:]), k]
+    if hashes != [c.after for c in carried] or widths != [len(m.matrix) for m in known]:
+        raise SignatureError(
+            "rows of another base network are not used: the maps do not lead here", where=where, do=again
+        )
+    return known
 
 
 def brought(steps: Sequence[Carry], known: Sequence[Map], round: int, part: Contribution) -> Contribution:

@@ -10,6 +10,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import tiny_release
 
+from bench.carry import measure, table
 from sgps.carry import About, Map, arrays, brought, directions, fit, maps, read_map
 from sgps.errors import InputError, SignatureError
 from sgps.files import sha256_file
@@ -171,11 +172,11 @@ def test_a_map_file_is_read_as_it_was_written_and_a_damaged_one_is_refused(tmp_p
         one.carry(Contribution(np.zeros((1, 4)), np.zeros(1), 1.0))
 
 
-def carried_release(folder: Path, after: str | None = None, keep: bool = True) -> Release:
+def carried_release(folder: Path, after: str | None = None, keep: bool = True, k: int = 4) -> Release:
     """A tiny release that says its rows came from another base."""
     source = tiny_release.make(folder / "source")
     release = Release.open(source, sha256=sha256_file(source / MANIFEST))
-    one = made(np.eye(4), np.full(4, 0.1))
+    one = made(np.eye(k, 4), np.full(k, 0.1))
     step = Carry(before=OLD, after=after or release.manifest.encoder_sha256, last=2, map_sha256="c" * 64, figures={})
     contents: dict[str, bytes | Path] = {n: source / n for n in (GENERATOR, BANK, CATALOGUE)}
     contents[MEMORY] = memory_bytes(release.memory(), arrays([one]) if keep else {})
@@ -196,6 +197,8 @@ def test_rows_of_another_base_are_not_used(tmp_path: Path) -> None:
         maps(carried_release(tmp_path / "a", after="d" * 64))
     with pytest.raises(SignatureError, match="holds no map"):
         maps(carried_release(tmp_path / "b", keep=False))
+    with pytest.raises(SignatureError, match="rows of another base network are not used"):
+        maps(carried_release(tmp_path / "c", k=5))
 
 
 def public_set(folder: Path, classes: int = 4, each: int = 12) -> Path:
@@ -225,6 +228,14 @@ def test_a_map_from_pictures(tmp_path: Path, small_release: "object") -> None:
     assert f["data"][0]["pictures"] == 48
     assert set(f["auroc"]) == {"exemplar", "carried", "own"} and all(0 <= v <= 1 for v in f["auroc"].values())
     assert making.make(old, new, [data], leave_out=["kind4"]).to_bytes() == found.to_bytes()
+    found.write(tmp_path / "map")
+    unseen = measure((old, new), tmp_path / "map", [data], ["kind4"], 12)
+    assert list(unseen["classes"]) == ["set/kind4"] and -1 <= unseen["classes"]["set/kind4"]["cosine"] <= 1
+    assert "| set/kind4 | 12 |" in table(unseen)
+    with pytest.raises(InputError, match="set/kind3 is in the map"):
+        measure((old, new), tmp_path / "map", [data], ["kind3"], 12)
+    with pytest.raises(InputError, match="other base networks"):
+        measure((new, old), tmp_path / "map", [data], ["kind4"], 12)
     with pytest.raises(InputError, match="2 classes"):
         making.make(old, new, [data], leave_out=["kind2", "kind3", "kind4"])
     with pytest.raises(InputError, match="same base"):

@@ -12,6 +12,7 @@ from site_bench import CLASSES, FEATURES, Bench, K
 
 from sgps.carry import About, Map, arrays
 from sgps.encoders import ImageEncoder
+from sgps.errors import StateError
 from sgps.memory import COUNTS, ROWS, Contribution, Coordinates, Memory, pool
 from sgps.release import (
     BANK,
@@ -68,8 +69,8 @@ def others() -> Contribution:
     return Contribution(rng.normal(size=(len(CLASSES), K)), np.full(len(CLASSES), 30.0), sigma=0.5)
 
 
-def carried(bench: Bench, sent: Contribution) -> tuple[Release, Map]:
-    """Release 0002 of the federation: other coordinates, and the rows of round 1 through a map."""
+def carried(bench: Bench, sent: Contribution, wide: bool = False) -> tuple[Release, Map]:
+    """Release 0002 of the federation: other coordinates, and the rows of round 1 through a map. wide: a map for more numbers than were sent."""
     old = bench.release
     tensors = old.tensors(GENERATOR, "base.")
     encoder = encoder_sha256(tensors, old.manifest.architecture, Memory.empty(moved(), CLASSES))
@@ -83,7 +84,8 @@ def carried(bench: Bench, sent: Contribution) -> tuple[Release, Map]:
     )
     contents: dict[str, bytes | Path] = {n: old.folder / n for n in (GENERATOR, BANK, CATALOGUE)}
     target = old.folder.parent / "0002"
-    write(target, {**contents, MEMORY: memory_bytes(memory, arrays([one]))}, manifest, bench.key)
+    told = Map(np.ones((K, K + 1)), one.error, about) if wide else one
+    write(target, {**contents, MEMORY: memory_bytes(memory, arrays([told]))}, manifest, bench.key)
     return Release.open(target, key=bench.key.public_key()), one
 
 
@@ -101,6 +103,12 @@ def test_the_own_noised_part_comes_out_of_a_carried_memory(bench: Bench) -> None
         assert getattr(memory, name) == pytest.approx(getattr(alone, name), abs=1e-4), name
     assert memory.carried is not None and alone.carried is not None
     assert memory.carried.drift == pytest.approx(alone.carried.drift, abs=1e-5)
+
+
+def test_a_map_that_does_not_fit_what_was_sent_is_a_line_and_no_wrong_memory(bench: Bench) -> None:
+    release, _ = carried(bench, took_part(bench), wide=True)
+    with pytest.raises(StateError, match=r"round 1 sent does not fit the release.*with-own-patients"):
+        own_patients(bench.site, release, ImageEncoder(release), {"df": []})
 
 
 def test_a_cohort_that_paid_does_not_pay_again_in_the_new_space_and_a_fresh_one_does(bench: Bench) -> None:

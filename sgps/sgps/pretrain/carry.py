@@ -1,6 +1,6 @@
 """`sgps memory map`: the map that carries rows to another base, from pictures that both bases read, and what it loses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,13 @@ def make(
     if old == new:
         raise InputError("has the same base network and coordinates", where=after.folder, do="no map is needed")
     out = {c for r in (before, after) for p in r.manifest.provenance for c in p.left_out} | set(leave_out)
-    found, sets = _patients((before, after), data, out, most, report)
+    found, sets = patients((before, after), data, out, most, report)
     places = [r.memory().coordinates for r in (before, after)]
     try:
         made = fit(directions(places[0], found.old), directions(places[1], found.new), found.label)
     except ValueError as error:
         raise InputError(str(error), where=", ".join(map(str, data)), do="give more public pictures") from error
+    areas = loss(found, made.without, made.error, places[0], places[1])
     names, counts = np.unique(found.label, return_counts=True)
     cosine = [made.cosine[c] for c in names.tolist()]
     figures = {
@@ -63,7 +64,7 @@ def make(
             for c, n in zip(names.tolist(), counts, strict=True)
         },
         "cosine": {"mean": round(float(np.mean(cosine)), 4), "least": round(min(cosine), 4)},
-        "auroc": _loss(found, made, places[0], places[1]),
+        "auroc": {k: round(float(np.mean([a[k] for a in areas.values()])), 4) for k in ("exemplar", "carried", "own")},
         "strength": made.strength,
         "patients_at_most": round(_ceiling(made, places[1]), 1),
         "data": sets,
@@ -77,9 +78,10 @@ def _ceiling(made: Fit, new: Coordinates) -> float:
     return new.within / (new.radius**2 / SHARE_ROW * float(made.error.sum()))
 
 
-def _patients(
-    releases: Sequence[Release], data: Sequence[Path], out: set[str], most: int, report: Report
+def patients(
+    releases: Sequence[Release], data: Sequence[Path], out: set[str], most: int, report: Report = silent
 ) -> tuple[Patients, list[dict[str, Any]]]:
+    """Features under the old and the new base, and what was read. out: classes that are not looked at. most: patients of a class."""
     features: list[list[Array]] = [[], []]
     labels, sets, told = list[str](), list[str](), list[dict[str, Any]]()
     encoders = [ImageEncoder(r) for r in releases]
@@ -123,45 +125,56 @@ def _means(features: Array, patient: Array) -> Array:
     return total / np.bincount(patient)[:, None]
 
 
-def _loss(found: Patients, made: Fit, before: Coordinates, after: Coordinates) -> dict[str, float]:
-    """Mean AUROC, over classes and exemplars, of one exemplar of a class against the other classes of its set: alone, with a carried row, with a row made in the new base.
+def loss(
+    found: Patients,
+    without: Mapping[str, Array],
+    error: Array,
+    before: Coordinates,
+    after: Coordinates,
+    sigma: float = 0.0,
+) -> dict[str, dict[str, float]]:
+    """Class -> mean AUROC, over exemplars, of one exemplar against the other classes of its set: alone, with a carried row, with a row made
+    in the new base.
 
-    The row has 40 patients at most, without noise, its map never saw the class; neither the exemplars nor the patients that are asked
-    about are in it. Score: centred cosine with the class less the best of the other classes' means.
+    without: class -> the map that never saw it; error: of the maps. The row has 40 patients at most, and noise where a sigma is given;
+    neither the exemplars nor the patients that are asked about are in it. Score: centred cosine with the class less the best of the other
+    classes' means.
     """
-    random, areas = np.random.default_rng(1), list[list[float]]()
+    random, out = np.random.default_rng(1), dict[str, dict[str, float]]()
     half = np.zeros(len(found.label), bool)
     for kind in np.unique(found.label):
         mine = np.flatnonzero(found.label == kind)
         half[random.permutation(mine)[: len(mine) // 2]] = True
-    for kind in np.unique(found.label).tolist():
+    for kind, matrix in without.items():
         mine = found.label == kind
         beside = (found.set == found.set[mine][0]) & ~mine
         if not beside.any():
             beside = ~mine
         row = np.flatnonzero(mine & half)[:ROW_PATIENTS]
-        one = Map(made.without[kind], made.error, About(before="0" * 64, after="1" * 64, figures={}))
-        carried = one.carry(_exact(before, found.old[row]))
-        memories = [pool(after, ["row"], [c]) for c in (carried, _exact(after, found.new[row]))]
-        inside = after.inside(found.new[half], found.label[half])
+        inside = after.inside(found.new[half & ~mine], found.label[half & ~mine])
         rivals = np.stack([found.new[(found.label == c) & half].mean(0) for c in np.unique(found.label[beside])])
-        tested = np.flatnonzero(mine & ~half)
-        others = found.new[beside & ~half] - after.mean
+        tested, others = np.flatnonzero(mine & ~half), found.new[beside & ~half] - after.mean
+        areas = list[list[float]]()
         for exemplar in tested[:EXEMPLARS]:
-            asked = found.new[tested[tested != exemplar]] - after.mean
-            seen = found.new[exemplar]
+            one = Map(matrix, error, About(before="0" * 64, after="1" * 64, figures={}))
+            carried = one.carry(_sum(before, found.old[row], sigma, random))
+            memories = [pool(after, ["row"], [c]) for c in (carried, _sum(after, found.new[row], sigma, random))]
+            asked, seen = found.new[tested[tested != exemplar]] - after.mean, found.new[exemplar]
             made_of = [seen, *(m.blend(seen, 1, 0, inside) for m in memories)]
             areas.append(
-                [_area(*(_score(x, p - after.mean, rivals - after.mean) for x in (asked, others))) for p in made_of]
+                [area(*(_score(x, p - after.mean, rivals - after.mean) for x in (asked, others))) for p in made_of]
             )
-    alone, carried_, own = np.mean(areas, axis=0)
-    return {"exemplar": round(float(alone), 4), "carried": round(float(carried_), 4), "own": round(float(own), 4)}
+        alone, with_carried, with_own = np.mean(areas, axis=0)
+        out[kind] = {"exemplar": float(alone), "carried": float(with_carried), "own": float(with_own)}
+    return out
 
 
-def _exact(coordinates: Coordinates, features: Array) -> Contribution:
-    """The sum of patients of one class, without noise."""
+def _sum(coordinates: Coordinates, features: Array, sigma: float, random: np.random.Generator) -> Contribution:
+    """The sum of patients of one class, with noise of that multiplier."""
     rows = np.sqrt(SHARE_ROW) * directions(coordinates, features).sum(0)
-    return Contribution(rows[None], np.array([np.sqrt(SHARE_COUNT) * len(features)]), 0.0)
+    rows[: coordinates.used] += sigma * random.normal(size=coordinates.used)
+    count = np.sqrt(SHARE_COUNT) * len(features) + sigma * random.normal()
+    return Contribution(rows[None], np.array([count]), sigma)
 
 
 def _score(x: Array, prototype: Array, rivals: Array) -> Array:
@@ -170,7 +183,7 @@ def _score(x: Array, prototype: Array, rivals: Array) -> Array:
     return np.asarray(cosine[:, 0] - cosine[:, 1:].max(1))
 
 
-def _area(positive: Array, negative: Array) -> float:
+def area(positive: Array, negative: Array) -> float:
     """AUROC; ties count half."""
     order = np.sort(negative)
     low, high = np.searchsorted(order, positive, "left"), np.searchsorted(order, positive, "right")
