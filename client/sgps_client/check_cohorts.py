@@ -10,6 +10,7 @@ from sgps.default_plan import DEFAULT_PLAN
 from sgps.errors import InputError, SgpsError
 from sgps.release import Release
 from sgps_client.config import Cohort, Site
+from sgps_client.data.cohort import LEFT_OUT
 from sgps_client.data.table import counted
 from sgps_client.findings import BAD, NOTE, Finding, good, raised
 from sgps_client.forecast import too_few
@@ -47,7 +48,29 @@ def cohorts(site: Site, release: Release | None) -> Iterator[Finding]:
             continue
         yield from _list(site, cohort.name, readers[cohort.name])
         yield from _pictures(site, cohort.name, readers[cohort.name])
+    if len(readers) == len(site.config.cohorts):
+        yield from _map(site, classes, frozenset().union(*(r.labels for r in readers.values())))
     yield from _ledger(site, {name: reader.patients for name, reader in readers.items()})
+
+
+def _map(site: Site, ids: Sequence[str], labels: frozenset[str]) -> Iterator[Finding]:
+    """`classes:` of site.yaml against the classes of the release and the labels of all cohorts. A wrong id of a label that stands in
+    the data is said with its pictures."""
+    given = site.config.classes
+    for label in sorted(set(given) - labels):
+        if given[label] not in {*ids, LEFT_OUT}:
+            do = "`sgps-client classes` lists ids"
+            yield Finding(
+                AREA, BAD, f"`classes:` maps {label!r} to {given[label]!r}, which is no id of the release", do, 3
+            )
+        near = next((seen for seen in sorted(labels) if seen.casefold() == label.casefold()), None)
+        do = f"write it as in the data: {near!r}" if near else "correct it, or remove the line"
+        yield Finding(AREA, NOTE, f"`classes:` names {label!r}, a label of no picture", do)
+    for one in sorted(set(given.values()) - {LEFT_OUT}):
+        same = sorted(label for label in labels if given.get(label, label.casefold()) == one)
+        if len(same) > 1:
+            what = f"{', '.join(map(repr, same))} all count as {one}"
+            yield Finding(AREA, NOTE, what, "right where they are names of one disease; else give each its own id")
 
 
 def _list(site: Site, name: str, reader: "Records") -> Iterator[Finding]:

@@ -15,6 +15,7 @@ _LINES = {
     "round_started": "round {round} of {rounds}, attempt {attempt}: {sites}; answers in {answer_in:.0f} s, deadline in {deadline_in:.0f} s",
     "reply": "round {round}: {site} contributed, receipt {receipt}",
     "refusal": "round {round}: {site} refused: {code}",
+    "other_code": "{site} says that its code is {site_code}; `code:` in federation.yaml does not accept it",
     "rejected": "round {round}: reply of {site} rejected: {code}",
     "lost": "round {round}: {site} is gone; waiting {patience:.0f} s for it",
     "again": "round {round}: {site} is back and has its order again",

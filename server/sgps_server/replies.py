@@ -24,16 +24,18 @@ from sgps_server.kinds import Sent
 
 # Characters of a statement, four times an honest one: every release carries the statements of all rounds.
 MOST_TEXT = 1 << 13
+OTHER_CODE = "plan_code"  # a site's word for: the plan does not accept the code installed here
 _TAIL = 8.0  # standard deviations; noise beyond them comes up once in 1e15 replies
 _HEX = frozenset("0123456789abcdef")
 
 
 class Rejected(Exception):
-    """A reply that does not count. code: one word, ours or the site's. refusal: the site itself said no. receipt: what it carried."""
+    """A reply that does not count. code: one word, ours or the site's. refusal: the site itself said no. receipt: what it carried.
+    site_code: hash of the site's code, where that is the reason."""
 
-    def __init__(self, code: str, *, refusal: bool = False, receipt: str = "") -> None:
+    def __init__(self, code: str, *, refusal: bool = False, receipt: str = "", site_code: str = "") -> None:
         super().__init__(code)
-        self.code, self.refusal, self.receipt = code, refusal, receipt
+        self.code, self.refusal, self.receipt, self.site_code = code, refusal, receipt, site_code
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def check(
         raise Rejected("fields")
     receipt = receipt_of(fields)
     if fields["status"] in CODES:  # a site that could not open the plan refuses without naming it
-        raise Rejected(str(fields["status"]), refusal=True)
+        code = str(fields["status"])
+        raise Rejected(code, refusal=True, site_code=_hex(fields["code"]) if code == OTHER_CODE else "")
     if fields["plan"] != plan.sha256():
         raise Rejected("another_plan")
     if fields["status"] != egress.ACCEPTED:
@@ -76,7 +79,11 @@ def check(
 
 def receipt_of(fields: Mapping[str, str | int]) -> str:
     """The ledger's receipt that a reply carries, or ""."""
-    found = fields.get("receipt")
+    return _hex(fields.get("receipt"))
+
+
+def _hex(found: object) -> str:
+    """A SHA-256 in hex as it came from a site, or ""."""
     return found if isinstance(found, str) and len(found) == 64 and set(found) <= _HEX else ""
 
 

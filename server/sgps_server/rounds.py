@@ -133,6 +133,12 @@ class Rounds:
         kind, code = kind_of(settings, number, before), accepted_code(settings)
         terms = terms_of(settings, kind, before, self._strategy.release).to_mapping()
         if state.open is None:
+            if (made := self._folder.releases / releases.name_of(number)).exists():
+                raise StateError(
+                    "was written by a command that was interrupted",
+                    where=made,
+                    do="give `sgps-server releases repool`, or `releases carry`, again",
+                )
             opened = Open(round=number, attempt=0, terms=terms, code=code, quorum=settings.quorum)
             self._checkpoint.save(open=opened, terms={**state.terms, number: terms})
         elif (state.open.terms, state.open.code, state.open.quorum) != (terms, code, settings.quorum):
@@ -309,8 +315,11 @@ class Rounds:
             if error.code not in PASSING:
                 self._no[site] = error.code
             event = "refusal" if error.refusal else "rejected"
-            self._audit.add(event, round=number, attempt=attempt, site=site, code=error.code)
+            told = {"site_code": error.site_code} if error.site_code else {}
+            self._audit.add(event, round=number, attempt=attempt, site=site, code=error.code, **told)
             self._report(event, round=number, site=site, code=error.code)
+            if told:
+                self._report("other_code", site=site, **told)
             return
         record = self._checkpoint.accept(
             number,

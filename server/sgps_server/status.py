@@ -6,10 +6,12 @@ import threading
 import time
 from typing import Any
 
+from sgps.code import contributor_code
 from sgps.files import write_atomic
 from sgps.signing import fingerprint, load_public
 from sgps_server.checkpoint import read_state
 from sgps_server.config import Folder
+from sgps_server.plans import accepted_code
 from sgps_server.registry import Registry
 from sgps_server.releases import latest
 
@@ -80,6 +82,7 @@ def read(folder: Folder) -> dict[str, Any]:
         "release": latest(folder.releases).name,
         "open_round": state.open.round if state.open else None,
         "contributed": contributed,
+        "code": list(accepted_code(settings)),
         "sites": {name: "unknown" for name in sorted(Registry(folder.registry).sites())},
         "waiting_for": [],
     }
@@ -105,6 +108,10 @@ def as_text(found: dict[str, Any]) -> str:
         f"rounds       {found['rounds_done']} of {found['rounds']} done"
         + (f", round {found['open_round']} open" if found["open_round"] else ""),
         f"release      {found['release']}",
+        *(
+            f"accepts code {code}{' (of this installation)' if code == contributor_code() else ''}"
+            for code in found["code"]
+        ),
     ]
     if found["contributed"]:
         lines.append(f"contributed  {', '.join(found['contributed'])}")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from sgps.code import contributor_code
 from sgps.errors import SgpsError
 
 INTERRUPTED, USAGE = 130, 2
@@ -59,8 +60,8 @@ def run(
 
 
 def version_line(program: str) -> str:
-    """Name and version of the installation."""
-    return f"{program} {version('sgps')}"
+    """Name and version of the installation, and the hash by which plans know its code."""
+    return f"{program} {version('sgps')}\ncontributor code {contributor_code()}"
 
 
 def _known(error: Exception) -> tuple[str, int] | None:

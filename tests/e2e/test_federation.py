@@ -14,8 +14,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import federation as fed
+import installation
 import site_bench
 
+from sgps.code import contributor_code
 from sgps.memory import COUNTS, ROWS, Contribution, pool
 from sgps.release import Release
 from sgps.signing import load_private, load_public
@@ -96,10 +98,11 @@ class Federation(fed.Federation):
         bench.write(url=f"https://localhost:{self.port}", **{"site": name, **changes})
         return bench.site
 
-    def run(self, site: Site, *options: str) -> subprocess.Popen[bytes]:
+    def run(self, site: Site, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """environment: of another installation of the client."""
         command = [sys.executable, "-m", "sgps_client.cli", "start", "--config", str(site.file), "--json", *options]
         with (site.folder / "out.log").open("ab") as log:
-            process = subprocess.Popen(command, env=fed.environment(), stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=environment or fed.environment(), stdout=log, stderr=log)
         self.processes.append(process)
         return process
 
@@ -143,12 +146,24 @@ def sent(site: Site) -> egress.Reply:
 
 
 def test_two_sites_contribute_one_receives_and_all_end_with_the_same_release(work: Path) -> None:
-    f = Federation(work)
-    north, south = f.site("north"), f.site("south")
+    """South is upgraded already and its code is listed; east runs code that nobody knows."""
+    new, strange = (installation.Installation(work / name, name) for name in ("new", "strange"))
+    codes = {"north": contributor_code(), "south": new.code(), "east": strange.code()}
+    assert len({*codes.values()}) == 3
+    f = Federation(work, code=[codes["south"]], wait_for=3)
+    north, south, east = f.site("north"), f.site("south"), f.site("east")
     west = f.site("west", role="receive", slots=None, cohorts=None)
     coordinator = f.start("--linger", 180)
-    running = {site.name: f.run(site) for site in (north, south, west)}
-    assert f.ended(*running.values()) == [0, 0, 0]
+    running = [f.run(north), f.run(west), f.run(south, environment=new.environment)]
+    running.append(f.run(east, environment=strange.environment))
+    assert f.ended(*running) == [0, 0, 0, 0]
+    assert {s.name: sent(s).code_hash for s in (north, south)} == {n: codes[n] for n in ("north", "south")}
+    assert entries(east) == ["COHORT"]
+    assert [e["code"] for e in f.said(east, "refused")] == ["plan_code"]
+    assert [(e["site"], e["code"], e["site_code"]) for e in f.audit("refusal")] == [
+        ("east", "plan_code", codes["east"])
+    ]
+    assert [(e["site"], e["site_code"]) for e in f.events("other_code")] == [("east", codes["east"])]
     release = Release.open(f.folder.releases / "0001", key=load_public(f.folder.keys / "plan.pub"))
     for site in (north, south, west):
         there = Release.open(site.releases / "0001", key=load_public(site.plan_key))

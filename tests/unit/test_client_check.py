@@ -254,6 +254,47 @@ def test_the_code_that_a_plan_must_accept_is_shown(bench: Bench) -> None:
     assert contributor_code() in texts(checks.run(bench.file))
 
 
+def labelled(bench: Bench, **classes: str) -> None:
+    """The hospital's own labels in place of the ids in its table."""
+    rows(bench, (",akiec\n", ",AK\n"), (",df\n", ",Fibrom\n"))
+    bench.write(classes=classes)
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize(
+    ("classes", "said", "code"),
+    [
+        ({"AK": "akiec", "Fibrom": "df"}, "", 0),
+        ({"AK": "akiec"}, "unknown class 'Fibrom': 4 pictures (first row 4)", 2),
+        ({"AK": "akiec", "Fibrom": "dff"}, "'Fibrom' is no class: 'dff' is no id of the release", 2),
+        ({"AK": "akiec", "Fibrom": "df", "Warze": "sk"}, "`classes:` maps 'Warze' to 'sk', which is no id of the release", 3),
+        ({"AK": "akiec", "Fibrom": "none"}, "", 0),
+    ],
+)  # fmt: skip
+def test_local_labels_are_compared_with_release_and_data(
+    bench: Bench, classes: dict[str, str], said: str, code: int
+) -> None:
+    labelled(bench, **classes)
+    found = bad(bench)
+    assert [f.exit_code for f in found] == ([code] if code else [])
+    assert said in texts(found)
+
+
+@pytest.mark.usefixtures("online")
+def test_labels_that_share_a_class_or_stand_nowhere_are_noted(bench: Bench) -> None:
+    labelled(bench, AK="df", Fibrom="df", fibrom="df", Warze="none")
+    found = checks.run(bench.file)
+    assert not [f for f in found if f.bad]
+    notes = {
+        f.what: f.do for f in found if (f.area == "cohort" and "`classes:` names" in f.what) or "count as" in f.what
+    }
+    assert notes == {
+        "'AK', 'Fibrom' all count as df": "right where they are names of one disease; else give each its own id",
+        "`classes:` names 'Warze', a label of no picture": "correct it, or remove the line",
+        "`classes:` names 'fibrom', a label of no picture": "write it as in the data: 'Fibrom'",
+    }
+
+
 @pytest.mark.usefixtures("online")
 def test_only_some_bad_pictures_are_named(bench: Bench) -> None:
     for picture in (bench.folder / "images").iterdir():

@@ -119,4 +119,8 @@ def test_classes_of_the_catalogue_are_listed_and_found() -> None:
 
 
 def test_version() -> None:
-    assert client("--version").stdout.startswith("sgps-client 0.")
+    from sgps.code import contributor_code
+
+    name, code = client("--version").stdout.splitlines()
+    assert name.startswith("sgps-client 0.")
+    assert code == f"contributor code {contributor_code()}"

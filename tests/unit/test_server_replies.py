@@ -195,6 +195,16 @@ def test_the_statements_of_many_sites_and_rounds_fit_into_a_release() -> None:
     assert 100 * 4 * MOST_TEXT < MANIFEST_LIMIT  # as fields, one number a line, and as the signed text
 
 
+@pytest.mark.parametrize(("status", "code", "told"), [
+    ("plan_code", "e" * 64, "e" * 64), ("plan_code", "<b>" * 30, ""), ("plan_code", 7, ""), ("budget", "e" * 64, ""),
+])  # fmt: skip
+def test_a_refusal_for_its_code_names_the_code(status: str, code: Any, told: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        arrays, fields = {}, {**egress.refuse("budget").parts()[1], "status": status, "code": code}
+        check("north", public_pem(KEY.public_key()), PLAN, SHAPES, arrays, fields, most_patients=1000)
+    assert (caught.value.code, caught.value.site_code) == (status, told)
+
+
 def test_a_refusal_needs_no_plan_and_is_marked_as_the_sites_own() -> None:
     arrays, fields = egress.refuse("plan_signature").parts()
     with pytest.raises(Rejected) as caught:

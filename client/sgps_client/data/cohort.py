@@ -25,13 +25,15 @@ class Records:
     """Patients of one cohort. Nothing is decoded before a picture is asked for.
 
     patients: sorted. problems: one line each for what does not fit and is left out; a person should mend it before the cohort is
-    used. notes: what was left out on purpose, and what the unit means. unit_column: which column names the patient.
+    used. notes: what was left out on purpose, and what the unit means. unit_column: which column names the patient. labels: the site's
+    own, as they stand in the data.
     """
 
     patients: list[str]
     problems: list[str]
     notes: list[str]
     unit_column: str
+    labels: frozenset[str]
     _source: Source
     _pictures: Mapping[str, Sequence[tuple[str, str]]]
 
@@ -87,7 +89,10 @@ def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalo
     lines = [_unknown(label, unknown[label], classes.get(label), catalogue_ids) for label in sorted(unknown)]
     notes = [f"left out, as `classes:` says: {counted(left[x], 'picture')} of {x!r}" for x in sorted(left)]
     problems = [*labelled.problems, *lines]
-    return Records(sorted(pictures), problems, [*labelled.notes, *notes], labelled.unit_column, source, pictures)
+    labels = frozenset(picture.label for picture in labelled.pictures)
+    return Records(
+        sorted(pictures), problems, [*labelled.notes, *notes], labelled.unit_column, labels, source, pictures
+    )
 
 
 def _unknown(label: str, pictures: Sequence[Picture], given: str | None, ids: Sequence[str]) -> str:
