@@ -18,7 +18,10 @@ SHORTEST = 8  # hex digits of a plan's hash that a person must type
 
 @dataclass(frozen=True)
 class Asked:
-    """A plan that passed every rule, and what it would cost. officer: who said yes; empty while nobody did."""
+    """A plan that passed every rule, whose patients it asks for, and what it would cost them.
+
+    epsilon, mu: in this federation, with this plan. patients: of the cohort, each named once by `unit`. before, after: epsilon of the
+    cohort over all federations; budget: what it may spend in all. officer: who said yes; empty while nobody did."""
 
     plan: str
     round: int
@@ -29,12 +32,21 @@ class Asked:
     mu: float
     delta: float
     officer: str = ""
+    patients: int = 0  # a list of an earlier version has none of these
+    unit: str = ""
+    before: float = 0.0
+    after: float = 0.0
+    budget: float = 0.0
 
     def line(self) -> str:
         state = f"approved by {self.officer}" if self.officer else "waits for approval"
+        who, cost = f"cohort {self.cohort}", ""
+        if self.patients:
+            who += f": {self.patients} patient{'s' * (self.patients != 1)} ({self.unit})"
+            cost = f", over all federations from {statement.up(self.before)} to {statement.up(self.after)} of {self.budget:g}"
         return (
-            f"{self.plan[:12]}  round {self.round} ({self.kind})  cohort {self.cohort}  noise {self.sigma:g}  "
-            f"epsilon {statement.up(self.epsilon)} in this federation at delta {self.delta:g} (mu {self.mu:.3f})  {state}"
+            f"{self.plan[:12]}  round {self.round} ({self.kind})  {who}  noise {self.sigma:g}  "
+            f"epsilon {statement.up(self.epsilon)} in this federation at delta {self.delta:g} (mu {self.mu:.3f}){cost}  {state}"
         )
 
 
@@ -52,15 +64,17 @@ def _write(state: Path, entries: list[Asked]) -> None:
     write_atomic(state / FILE, json.dumps([vars(entry) for entry in entries]).encode(), 0o600)
 
 
-def given(site: Site, plan: Plan, cohort: str, facts: Mapping[str, Any]) -> bool:
-    """Whether the plan may be carried out; a plan that nobody was asked about yet is put on the list."""
+def given(site: Site, plan: Plan, cohort: str, facts: Mapping[str, Any], cost: Mapping[str, Any]) -> bool:
+    """Whether the plan may be carried out; a plan that nobody was asked about yet is put on the list.
+
+    facts: the privacy statement. cost: the fields of `Asked` from `patients` on."""
     if site.config.approve == "automatic":
         return True
     name, entries = plan.sha256(), asked(site.state)
     found = [entry for entry in entries if (entry.plan, entry.cohort) == (name, cohort)]
     if not found:
         figures = {key: facts[key] for key in ("sigma", "epsilon", "mu", "delta")}
-        _write(site.state, [*entries, Asked(name, plan.round, plan.kind, cohort, **figures)])
+        _write(site.state, [*entries, Asked(name, plan.round, plan.kind, cohort, **figures, **cost)])
     return any(entry.officer for entry in found)
 
 

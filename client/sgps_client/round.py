@@ -138,8 +138,9 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays, *, 
             )  # fmt: skip
             return egress.decode(payload).with_receipt(receipt)
         facts = _facts(site, ledger, order, terms)
-        _tell_cost(ledger, plan, order, facts)
-        if not approval.given(site, plan, cohort, facts):
+        cost = _tell_cost(ledger, plan, order, facts)
+        listed = {"patients": 0 if reader is None else len(reader.patients), "unit": _unit(site, cohort)}
+        if not approval.given(site, plan, cohort, facts, {**listed, **cost}):
             raise RoundFailed(
                 f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {statement.up(facts['epsilon'])} in all",
                 do=f"sgps-client plans approve {plan.sha256()[:12]} --officer NAME",
@@ -256,8 +257,13 @@ def _patients(
         raise RoundFailed(f"round {plan.round}: the cohort cannot be read: {error}", do="sgps-client check") from error
 
 
-def _tell_cost(ledger: Ledger, plan: Plan, order: Order, facts: Mapping[str, Any]) -> None:
-    """To the site's own people: over all federations, which the statement does not say."""
+def _unit(site: Site, cohort: str) -> str:
+    """The column that names its patients."""
+    return next(c.unit_column for c in site.config.cohorts if c.name == cohort)
+
+
+def _tell_cost(ledger: Ledger, plan: Plan, order: Order, facts: Mapping[str, Any]) -> dict[str, float]:
+    """To the site's own people: over all federations, which the statement does not say. Epsilon before and after, and the budget."""
     budget, spent = ledger.budget(order.cohort), ledger.spent(order.cohort)
     now = accountant.epsilon(spent, budget.delta) if spent else 0.0
     after = accountant.epsilon([*spent, order.event], budget.delta)
@@ -268,12 +274,12 @@ def _tell_cost(ledger: Ledger, plan: Plan, order: Order, facts: Mapping[str, Any
         round=plan.round, plan=order.plan_hash, cohort=order.cohort, sigma=order.event.sigma, mu=facts["mu"],
         epsilon=after, budget=budget.epsilon, delta=budget.delta,
     )  # fmt: skip
+    return {"before": now, "after": after, "budget": budget.epsilon}
 
 
 def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms) -> dict[str, Any]:
     """The privacy statement, before the charge, when a mistake costs nothing yet."""
     budget = ledger.budget(order.cohort)
-    unit = next(c.unit_column for c in site.config.cohorts if c.name == order.cohort)
     return statement.statement(
         terms,
         [*ledger.spent(order.cohort, order.federation), order.event],
@@ -283,7 +289,7 @@ def _facts(site: Site, ledger: Ledger, order: Order, terms: Terms) -> dict[str, 
         most_numbers=ledger.most_numbers(order.cohort, order.federation),
         code_hash=contributor_code(),
         plan_hash=order.plan_hash,
-        unit_column=unit,
+        unit_column=_unit(site, order.cohort),
     )
 
 

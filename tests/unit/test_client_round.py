@@ -391,6 +391,11 @@ def test_where_a_person_must_approve_nothing_is_read_before(bench: Bench, monkey
     (waiting,) = approval.asked(bench.site.state)
     assert (waiting.plan, waiting.cohort, waiting.officer) == (plan.sha256(), "first", "")
     assert waiting.epsilon == pytest.approx(3.0, abs=0.01)
+    assert (waiting.patients, waiting.unit, waiting.before, waiting.budget) == (5, "patient_id", 0.0, 3.0)
+    assert waiting.after == pytest.approx(3.0, abs=0.01)
+    line = waiting.line()
+    assert "round 1 (rows)  cohort first: 5 patients (patient_id)  noise 1.391  epsilon 3.000 in this federation" in line
+    assert "over all federations from 0.000 to 3.000 of 3  waits for approval" in line
     for wrong in ("0" * 12, plan.sha256()[:7]):
         with pytest.raises(InputError, match="one is needed"):
             approval.approve(bench.site.state, wrong, "Dr Officer")
