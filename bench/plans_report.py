@@ -40,7 +40,7 @@ def summary(cells: Sequence[Found], epsilons: Mapping[str, float], exact: str) -
     """epsilons: candidate -> its epsilon. exact: the plan without noise whose gain shares are of.
 
     Every plan: gain over the grid, share kept at 40 patients or more with the lower end of its one-sided 95 % interval over splits, share
-    of draws that lose a point; the same for each kind of cameras; gain of each cell of the grid; difference to the plain plan of the
+    of draws that lose a point; the same for each kind of cameras and each class; gain of each cell of the grid; difference to the plain plan of the
     same epsilon.
     """
 
@@ -56,14 +56,18 @@ def summary(cells: Sequence[Found], epsilons: Mapping[str, float], exact: str) -
             "kept": float(gain.mean() / full.mean()),
             "kept at least": kept_bound(gain, full),
             "lost": float(np.mean(lost)),
+            "worst": float(min(c["auroc"] - c["alone"] for c in mine)),
             "draws": len(mine),
+            "alone": float(np.mean([c["alone"] for c in mine])),
         }
 
     kinds = list(dict.fromkeys(c["cameras"] for c in cells))
+    classes = list(dict.fromkeys(c["class"] for c in cells))
     found = dict[str, Any]()
     for name in dict.fromkeys(c["plan"] for c in cells):
         found[name] = {"epsilon": epsilons.get(name)} | judged(name, lambda c: True)
         found[name]["cameras"] = {k: judged(name, lambda c, k=k: c["cameras"] == k) for k in kinds}
+        found[name]["classes"] = {k: judged(name, lambda c, k=k: c["class"] == k) for k in classes}
         grid = sorted({(c["cameras"], c["patients"], c["sites"]) for c in cells}, key=lambda g: (kinds.index(g[0]), g))
         found[name]["grid"] = [
             [*g, float(_by_split(of(name, lambda c, g=g: (c["cameras"], c["patients"], c["sites"]) == g)).mean())]
@@ -77,7 +81,16 @@ def summary(cells: Sequence[Found], epsilons: Mapping[str, float], exact: str) -
                 for k, w in {"grid": lambda c: True}.items()
                 | {k: (lambda c, k=k: c["cameras"] == k) for k in kinds}.items()
             } | {"plain": plain}
-    return {"found": found, "default": chosen({n: found[n] for n in epsilons}), "exact": exact}
+
+    def picked(where: Callable[[Found], bool]) -> str:
+        return chosen({n: {"epsilon": e, **judged(n, where)} for n, e in epsilons.items()}) or "none"
+
+    parts = (
+        {k: picked(lambda c, k=k: c["cameras"] == k) for k in kinds}
+        | {f"{s} sites": picked(lambda c, s=s: c["sites"] == s) for s in sorted({c["sites"] for c in cells})}
+        | {f"without {k}": picked(lambda c, k=k: c["class"] != k) for k in classes if len(classes) > 1}
+    )
+    return {"found": found, "default": chosen({n: found[n] for n in epsilons}), "exact": exact, "parts": parts}
 
 
 def _percent(x: float, signed: bool = False) -> str:
@@ -92,23 +105,37 @@ def report(r: Mapping[str, Any]) -> str:
     rows = []
     for name, f in found.items():
         cells = [
-            f"{100 * x['kept']:.0f} (at least {100 * x['kept at least']:.0f})" for x in (f, *f["cameras"].values())
+            f"{_percent(x['kept'])} (at least {_percent(x['kept at least'])})" for x in (f, *f["cameras"].values())
         ]
         gains = [_percent(x["gain"], True) for x in (f, *f["cameras"].values())]
         lost = [_percent(x["lost"]) for x in (f, *f["cameras"].values())]
         mu = f"{gaussian_mu(f['epsilon'], DELTA):.3f}" if f["epsilon"] else ""
         verdict = "" if not f["epsilon"] else "yes" if f["kept"] >= LEAST_KEPT and f["lost"] <= MOST_LOST else "no"
-        rows.append([name, mu, *cells, *gains, *lost, verdict])
+        rows.append([name, mu, *cells, *gains, *lost, _percent(f["worst"], True), verdict])
     heads = [f"{what}: {k}" for what in ("kept, %", "gain", "lost a point, %") for k in ("grid", *kinds)]
+    alone = ", ".join(f"{_percent(x['alone'])} ({k})" for k, x in found[exact]["cameras"].items())
     lines = [
         (
             f"Release {r['release'][:16]}, data {r['data']['file']} ({r['data']['sha256'][:16]}), {s['splits']} splits, {s['draws']} draws of the "
-            f"noise, delta {DELTA:g}. {found[next(n for n in found if found[n]['epsilon'])]['draws']} single draws of each plan."
+            f"noise, delta {DELTA:g}. {found[next(n for n in found if found[n]['epsilon'])]['draws']} single draws of each plan. "
+            f"AUROC of the exemplar alone: {alone}."
         ),
         "",
         f"The rule picks: **{plans['default'] or 'none'}**.",
         "",
-        table(["plan", "mu", *heads, "passes"], rows),
+        table(["plan", "mu", *heads, "worst draw", "passes"], rows),
+        "",
+        f"On parts of the grid it would pick: {'; '.join(f'{k}: {v}' for k, v in plans['parts'].items())}.",
+        "",
+        "Share of the gain kept at 40 patients or more, in % (single draws that lose a point, in %), by the disease that only others hold:",
+        "",
+        table(
+            ["plan", *found[exact]["classes"]],
+            [
+                [n, *(f"{_percent(x['kept'])} ({_percent(x['lost'])})" for x in f["classes"].values())]
+                for n, f in found.items()
+            ],
+        ),
         "",
         "Gain in points of AUROC (share kept in %), by cell:",
         "",
