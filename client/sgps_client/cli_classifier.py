@@ -14,6 +14,12 @@ BAD_INPUT = 2  # exit code when some pictures could not be read
 PATIENT_DATA = "is patient data: it is made from the exemplar. Keep it at the site, as you keep the picture"
 
 Model = Annotated[Path, typer.Option("--model", help="Folder of a classifier.", metavar="MODEL", show_default=False)]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="Where it is computed; auto takes CUDA where it is present.", metavar="auto|cpu|cuda"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
@@ -66,6 +72,7 @@ def synthesize(
             show_default=False,
         ),
     ] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Make a complete classifier from one exemplar and a clinical text, or from several diseases, without training."""
@@ -73,15 +80,17 @@ def synthesize(
     from sgps_client import offline
 
     offline.switch_off()
+    from sgps.device import choose
     from sgps_client import making
 
     asked = making.asked(exemplar or [], disease, text or [], class_ or [])
     making.check_target(out)
+    where = choose(device)
     site = making.site_of(config)
     source = making.release_of(release, key, sha256, site)
     spec = making.encoders_of(encoders, source, site)
     classifier, notes = making.make(
-        asked, source, site if with_own_patients else None, with_own_patients, false_alarms, spec
+        asked, source, site if with_own_patients else None, with_own_patients, false_alarms, spec, where
     )
     classifier.save(out)
     seconds = round(time.monotonic() - start, 1)
@@ -99,6 +108,7 @@ def predict(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first picture that cannot be read; write nothing.")
     ] = False,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask a classifier about pictures. One that cannot be read has its line and fault in the CSV; the exit code is then 2."""
@@ -110,11 +120,12 @@ def predict(
 
     offline.switch_off()
     from sgps.classifier import Classifier
+    from sgps.device import choose
     from sgps.pretrain.progress import console
     from sgps_client import prediction
     from sgps_client.data.table import counted
 
-    classifier = Classifier.load(model)
+    classifier = Classifier.load(model, choose(device))
     items = prediction.gather(images)
     with console() as report:
         answers = prediction.answer(
@@ -162,6 +173,7 @@ def evaluate(
             "--class", help="A label of the data that means a class of the model; repeatable.", metavar="LABEL=NAME"
         ),
     ] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """How good a classifier is on labelled patients: accuracy, AUROC and calibration with 95 % intervals over patients, and plots."""
@@ -171,6 +183,7 @@ def evaluate(
 
     offline.switch_off()
     from sgps.classifier import Classifier
+    from sgps.device import choose
     from sgps.pretrain.progress import console
     from sgps_client import evaluation_report, model_evaluation
     from sgps_client.data import open_source, read_labelled
@@ -182,7 +195,7 @@ def evaluate(
     labelled = read_labelled(
         source, table, unit_column=unit_column, image_column=image_column, label_column=label_column
     )
-    classifier = Classifier.load(model)
+    classifier = Classifier.load(model, choose(device))
     with console() as report:
         found = model_evaluation.evaluate(
             classifier, model, source, labelled, given, lambda done, total: report("evaluate", done, total, {})

@@ -18,6 +18,7 @@ from sgps_client.data.table import counted
 from sgps_client.store import Store
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from sgps.calibration import Share
@@ -132,15 +133,24 @@ def make(
     with_own_patients: bool,
     false_alarms: float,
     encoders: "Spec | None" = None,
+    device: "torch.device | None" = None,
 ) -> "tuple[Classifier, list[str]]":
-    """The classifier, and what a person should know besides its own notes."""
+    """The classifier, and what a person should know besides its own notes.
+
+    device: of synthesis, none is the processor; the site's own patients are always read on the processor, as in its rounds.
+    """
     if with_own_patients and site is None:
         raise ConfigError("needs the site's settings", where="--with-own-patients", do="give --config site.yaml")
+    from sgps.device import CPU
     from sgps.encoders import ImageEncoder
     from sgps.synthesis import synthesize
 
+    device = device or CPU
     if site is None:
-        return synthesize(asked.exemplars, asked.texts, release, false_alarms=false_alarms, encoders=encoders), []
+        plain = synthesize(
+            asked.exemplars, asked.texts, release, false_alarms=false_alarms, encoders=encoders, device=device
+        )
+        return plain, []
     from sgps_client.own import own_patients
 
     catalogue = Catalogue.load(release.folder / CATALOGUE)
@@ -156,6 +166,7 @@ def make(
         memory=own.memory,
         false_alarms=false_alarms,
         encoders=encoders,
+        device=device,
     )
     added = [f"{counted(len(rows), 'own patient')} of {name}, added exactly" for name, rows in features.items()]
     missing = [f"the site has no own patients of {name}" for name in asked.exemplars if name not in features]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from sgps.calibration import NONE
 from sgps.card import card
+from sgps.device import CPU, exact
 from sgps.errors import InputError, SignatureError
 from sgps.files import new_folder, read_limited, sha256_file, write_atomic
 from sgps.images import batch, views
@@ -59,10 +60,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classifier:
-    """record: all but the weights. state: state dict of the stock timm network, float32."""
+    """record: all but the weights. state: state dict of the stock timm network, float32, on the processor. device: where pictures are
+    looked at."""
 
     record: Record
     state: dict[str, Tensor]
+    device: torch.device = CPU
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -81,10 +84,10 @@ class Classifier:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The stock timm network with these weights, in eval mode."""
+        """The stock timm network with these weights, in eval mode, on the device."""
         net = network(self.record.architecture, len(self.labels))
         net.load_state_dict(self.state, strict=True)
-        return net
+        return net.to(self.device)
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Image], view_count: int | None = None) -> NDArray[np.float32]:
@@ -92,9 +95,10 @@ class Classifier:
         r = self.record
         count, rows = view_count or r.views, []
         for start in range(0, len(images), _BATCH):
-            x = batch(images[start : start + _BATCH], r.size, r.mean, r.std)
+            x = batch(images[start : start + _BATCH], r.size, r.mean, r.std).to(self.device)
             turned = views(x, count).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            rows.append(self.network(turned).view(count, len(x), -1).mean(0).numpy())
+            with exact(self.device):
+                rows.append(self.network(turned).view(count, len(x), -1).mean(0).cpu().numpy())
         return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
@@ -133,8 +137,8 @@ class Classifier:
             write_atomic(work / CALIBRATION, record.model_dump_json(indent=1, exclude_none=False).encode(), mode=0o600)
 
     @classmethod
-    def load(cls, folder: Path) -> "Classifier":
-        """Read a model folder. Raises InputError when a file is missing, SignatureError when one is not what was saved."""
+    def load(cls, folder: Path, device: torch.device = CPU) -> "Classifier":
+        """Read a model folder. device: where pictures will be looked at. Raises InputError when a file is missing, SignatureError when one is not what was saved."""
         again = "synthesize it again or restore it from its copy"
         try:
             record = Record.model_validate_json(read_limited(folder / CALIBRATION, 16 << 20))
@@ -149,7 +153,7 @@ class Classifier:
             if name == WEIGHTS:
                 weights = data
         try:
-            out = cls(record, safetensors.torch.load(weights))
+            out = cls(record, safetensors.torch.load(weights), device)
             _ = out.network
         except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
             raise InputError(

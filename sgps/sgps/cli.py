@@ -3,11 +3,14 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sgps import command
+
+if TYPE_CHECKING:
+    import torch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,6 +47,9 @@ def _program(
 Data = Annotated[Path, typer.Option(help="Folder with the image sets of the recipe.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
 Threads = Annotated[int, typer.Option(min=1, help="Processor cores to use.")]
+Device = Annotated[
+    str, typer.Option(help="Where it is computed; auto takes CUDA where it is present.", metavar="auto|cpu|cuda")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Encoders = Annotated[
     str | None,
@@ -84,6 +90,7 @@ def base(
     recipe: Annotated[Path | None, typer.Option(help="YAML file; default: the shipped recipe.")] = None,
     seed: Seed = 0,
     threads: Threads = 2,
+    device: Device = "auto",
     atlas: Annotated[
         int | None,
         typer.Option(min=2, help="At most so many lesions of each base class; all others stay unseen, for measuring."),
@@ -144,7 +151,7 @@ def base(
         where = "--architecture, --size, --mean, --std, --weights-source or -licence"
         raise ConfigError("belongs to --weights", where=where, do="give --weights FILE too")
     with console() as report:
-        run(data, out, recipe, seed, threads, report, own, atlas, teacher)
+        run(data, out, recipe, seed, threads, report, own, atlas, teacher, _told(device))
     _tell(as_json, {"out": str(out)}, f"{out}: the base network")
 
 
@@ -157,6 +164,7 @@ def generator(
     encoders: Encoders = None,
     seed: Seed = 0,
     threads: Threads = 2,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """The generator: meta-trained on public and drawn episodes; parts that do not pass stay at zero."""
@@ -168,7 +176,8 @@ def generator(
     from sgps.pretrain.progress import console
 
     with console() as report:
-        run(data, base, out, recipe, seed, threads, report, Spec.parse(encoders) if encoders else None)
+        spec = Spec.parse(encoders) if encoders else None
+        run(data, base, out, recipe, seed, threads, report, spec, _told(device))
     _tell(as_json, {"out": str(out)}, f"{out}: the generator")
 
 
@@ -202,6 +211,12 @@ def carry(
         str,
         typer.Option(help="Classes that are not looked at, beside those that the releases name: akiec,df,vasc."),
     ] = "",
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A kind of pictures that the data show, as the catalogue names it, where folders are not named by its classes; may be repeated."
+        ),
+    ] = None,
     most: Annotated[int, typer.Option(min=10, help="Patients of a class.")] = 200,
     threads: Threads = 2,
     as_json: AsJson = False,
@@ -218,7 +233,8 @@ def carry(
     if out.exists():
         raise InputError("exists already", where=out, do="choose another --out")
     with console() as report:
-        found = make(vouched(before), vouched(after), data, [c for c in leave_out.split(",") if c], most, report)
+        left = [c for c in leave_out.split(",") if c]
+        found = make(vouched(before), vouched(after), data, left, most, report, domain or ())
     sha256, f = found.write(out), found.about.figures
     lines = [f"{name:32} {c['patients']:5} patients  cosine {c['cosine']:.3f}" for name, c in f["classes"].items()]
     text = "\n".join(
@@ -226,6 +242,7 @@ def carry(
             *lines,
             f"a carried row of a class that the map never saw: cosine {f['cosine']['mean']:.3f} (least {f['cosine']['least']:.3f}) to one made in the new base",
             f"AUROC of one exemplar {100 * f['auroc']['exemplar']:.1f}, with a carried row {100 * f['auroc']['carried']:.1f}, with one made in the new base {100 * f['auroc']['own']:.1f}",
+            f"kinds of pictures: {', '.join(found.about.domains) or 'none that the catalogue knows'}; rows of others stay behind",
             f"a carried row counts as {f['patients_at_most']:g} exemplars at most",
             f"{out}: sha256 {sha256}",
         ]
@@ -281,6 +298,15 @@ def put_bank(
 
     sha256 = put(vouched(release), bank, out)
     _tell(as_json, {"out": str(out), "sha256": sha256}, f"{out}: sha256 {sha256}")
+
+
+def _told(name: str) -> "torch.device":
+    """The device of that name; which it is, is said at once, for the work is long."""
+    from sgps.device import choose, described
+
+    device = choose(name)
+    typer.echo(f"device: {described(device)}", err=True)
+    return device
 
 
 def _tell(as_json: bool, facts: dict[str, Any], text: str) -> None:

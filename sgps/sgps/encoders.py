@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
+from sgps.device import CPU, exact
 from sgps.errors import ConfigError, SignatureError
 from sgps.images import batch, views
 from sgps.open_encoders import OpenText, Spec
@@ -21,11 +22,11 @@ BASE, FIXED = "base.", "fixed."
 _BATCH = 32  # pictures at a time: eight views of 32 pictures at 96 px take some 300 MB
 
 
-def target_of(release: Release) -> Target:
+def target_of(release: Release, device: torch.device = CPU) -> Target:
     """The frozen side of a release's generator. Raises SignatureError when its tensors do not fit its architecture."""
     base, fixed = (_tensors(release, prefix) for prefix in (BASE, FIXED))
     try:
-        return Target(release.manifest.architecture.base, base, fixed)
+        return Target(release.manifest.architecture.base, base, fixed).to(device)
     except ValueError as error:
         raise SignatureError(str(error), where=release.folder / GENERATOR, do="get the release again") from error
 
@@ -61,14 +62,17 @@ def text_encoder_of(release: Release, encoders: Spec | None = None) -> TextEncod
 
 
 class ImageEncoder:
-    """Pictures -> pooled features of the base network, or of a body that was synthesized from it."""
+    """Pictures -> pooled features of the base network, or of a body that was synthesized from it.
 
-    def __init__(self, release: Release) -> None:
-        self.release = release
+    device: of the network; pictures are brought to their size on the processor, and features come back to it.
+    """
+
+    def __init__(self, release: Release, device: torch.device = CPU) -> None:
+        self.release, self.device = release, device
 
     @cached_property
     def target(self) -> Target:
-        return target_of(self.release)
+        return target_of(self.release, self.device)
 
     @torch.inference_mode()
     def features(
@@ -81,11 +85,19 @@ class ImageEncoder:
         """
         a = self.release.manifest.architecture
         count = a.views if views is None else views
-        parts = [
-            view_means(self.target, batch(images[start : start + _BATCH], a.size, a.mean, a.std), count, body)
-            for start in range(0, len(images), _BATCH)
-        ]
-        return np.concatenate([p.numpy() for p in parts]) if parts else np.zeros((0, self.target.width), np.float32)
+        with exact(self.device):
+            parts = [
+                view_means(
+                    self.target,
+                    batch(images[start : start + _BATCH], a.size, a.mean, a.std).to(self.device),
+                    count,
+                    body,
+                )
+                for start in range(0, len(images), _BATCH)
+            ]
+        return (
+            np.concatenate([p.cpu().numpy() for p in parts]) if parts else np.zeros((0, self.target.width), np.float32)
+        )
 
 
 def view_means(target: Target, x: Tensor, count: int, body: Mapping[str, Tensor] | None = None) -> Tensor:

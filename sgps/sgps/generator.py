@@ -151,7 +151,11 @@ class Generator(nn.Module):
         z_c = v_c + (1 + gate_c) T_c / n_c + R_c; the scale is s exp(g), g the mean gain of the classes. n_c: patients behind the
         prototype, those that the memory stands for included: a text counts as one patient more, however many there are.
         """
-        gate = torch.tanh(self.gate(tokens)) if "head" in parts else torch.zeros(len(prototypes), 3)
+        gate = (
+            torch.tanh(self.gate(tokens))
+            if "head" in parts
+            else torch.zeros(len(prototypes), 3, device=prototypes.device)
+        )
         z = prototypes
         if "text" in parts:
             said = self.text_up(self.text_down(torch.cat([c.text, c.attributes], -1)))

@@ -24,6 +24,7 @@ from sgps.attributes import NAMES, VOCABULARIES, parse, vector
 from sgps.bank import Bank
 from sgps.catalogue import Catalogue, Entry
 from sgps.classifier import Classifier
+from sgps.device import CPU, exact
 from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError, SignatureError
 from sgps.generator import PARTS, ClassInputs, Generator, linear_head
@@ -50,6 +51,7 @@ def synthesize(
     false_alarms: float = FALSE_ALARMS,
     rivals: int = RIVALS,
     encoders: Spec | None = None,
+    device: torch.device = CPU,
 ) -> Classifier:
     """Exemplars of one or several diseases -> classifier.
 
@@ -57,19 +59,19 @@ def synthesize(
     bank; several keys: these. texts: clinical texts by the same keys; a disease of the catalogue may do without. own: features
     [patients, f] of the site's own patients by the same keys; each counts like an exemplar. memory: another class memory than the
     release's (`Memory.without`). false_alarms: the stated level of the conformal threshold. encoders: folder of the text encoder, for a
-    release that does not read texts with the installed one.
+    release that does not read texts with the installed one. device: where it is computed; the classifier's weights come back from it.
 
     The order of the keys orders the outputs and changes nothing else. Raises InputError for missing pictures or texts, a text or own
     patients of no disease, or a level that the bank cannot support; SignatureError for a release or an encoder that does not fit;
     ConfigError when the release needs an encoder's folder.
     """
-    loaded = _loaded(release.folder, release.sha256, encoders)
+    loaded = _loaded(release.folder, release.sha256, encoders, device)
     return loaded.synthesize(exemplars, texts, own or {}, memory, false_alarms, rivals)
 
 
 @lru_cache(maxsize=2)
-def _loaded(folder: Path, sha256: str, encoders: Spec | None) -> "Synthesizer":
-    return Synthesizer(Release.open(folder, sha256=sha256), encoders)
+def _loaded(folder: Path, sha256: str, encoders: Spec | None, device: torch.device) -> "Synthesizer":
+    return Synthesizer(Release.open(folder, sha256=sha256), encoders, device)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class _Asked:
 class Composition:
     """All weights of a classifier. Rows of weight [N, f] and bias [N]: the asked diseases by name, then the rivals.
 
-    body: tensors of the generated body, none for the base. beside, others: places of rivals and of negatives in the bank. cosine: of
+    body: tensors of the generated body where it was computed, none for the base. beside, others: places of rivals and of negatives in the bank. cosine: of
     the exemplars' features before and after. seconds: all of it took.
     """
 
@@ -117,9 +119,9 @@ class Composition:
 class Synthesizer:
     """A release, loaded once. `synthesize` is the same as the module's function."""
 
-    def __init__(self, release: Release, encoders: Spec | None = None) -> None:
+    def __init__(self, release: Release, encoders: Spec | None = None, device: torch.device = CPU) -> None:
         """Raises SignatureError when the parts of the release, or the text encoder, do not fit its manifest."""
-        self.release, self.encoder, self.bank = release, ImageEncoder(release), Bank.of(release)
+        self.release, self.encoder, self.bank = release, ImageEncoder(release, device), Bank.of(release)
         self.catalogue, self.memory, self.text = (
             Catalogue.load(release.folder / CATALOGUE),
             release.memory(),
@@ -143,7 +145,7 @@ class Synthesizer:
         if a.learned:
             tensors = {n: torch.from_numpy(t) for n, t in release.tensors(GENERATOR, "generator.").items()}
             try:
-                self.generator = Generator.from_tensors(tensors, a.depth)
+                self.generator = Generator.from_tensors(tensors, a.depth).to(device)
             except ValueError as error:
                 raise SignatureError(str(error), where=where, do=again) from error
 
@@ -182,14 +184,15 @@ class Synthesizer:
             raise InputError("one disease needs at least one rival", where="rivals", do="ask for one or more")
 
         inputs = self._inputs(asked, prototypes, embedded, beside, domain)
-        body, tokens = self._body(inputs)
-        moved, cosine = self._moves(asked, base, body)
+        with exact(self.encoder.device):
+            body, tokens = self._body(inputs)
+            moved, cosine = self._moves(asked, base, body)
+            all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside]]).astype(np.float32)
+            weight, bias = (t.cpu() for t in self._head(self._tensor(all_of_them), inputs, tokens))
         if body is not None:
             notes.append(
                 "rivals and public negatives keep their features under the base network: the bank holds no pictures of them"
             )
-        all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside]]).astype(np.float32)
-        weight, bias = self._head(torch.from_numpy(all_of_them), inputs, tokens)
         return Composition(
             tuple(asked),
             weight,
@@ -338,7 +341,10 @@ class Synthesizer:
             np.concatenate([embedded, unit(self.bank.embedding[beside])]),
             np.stack(signs) if signs else np.zeros((0, len(NAMES))),
         )
-        return ClassInputs(*(torch.from_numpy(np.ascontiguousarray(c, np.float32)) for c in columns))
+        return ClassInputs(*(self._tensor(np.ascontiguousarray(c, np.float32)) for c in columns))
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self.encoder.device)
 
     def _body(self, inputs: ClassInputs) -> tuple[dict[str, Tensor] | None, Tensor | None]:
         learned = self.release.manifest.architecture.learned
@@ -366,7 +372,7 @@ class Synthesizer:
         return moved, float((before * after).sum(1).mean())
 
     def _head(self, prototypes: Tensor, inputs: ClassInputs, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        centre = torch.from_numpy(self.centre)
+        centre = self._tensor(self.centre)
         if self.generator is None or tokens is None:
             return linear_head(prototypes, centre, self.scale)
         return self.generator.head(

@@ -171,6 +171,15 @@ class Target:
                 raise ValueError(f"the fixed factors of {layer.conv} do not fit")
             self._fixed[layer.conv] = (pair[0].float(), pair[1].float())
 
+    def to(self, device: torch.device) -> "Target":
+        """Itself, with every tensor on that device."""
+        self.net.to(device)
+        self.base = {n: t.to(device) for n, t in self.base.items()}
+        self._bias_basis = [t.to(device) for t in self._bias_basis]
+        self._kernel_basis = {n: t.to(device) for n, t in self._kernel_basis.items()}
+        self._fixed = {n: (u.to(device), v.to(device)) for n, (u, v) in self._fixed.items()}
+        return self
+
     def materialise(self, c: Coefficients) -> dict[str, Tensor]:
         """Parameters and running statistics of the body by timm name, without the step counters. Zero gives the base."""
         out, base = {}, self.base
@@ -210,8 +219,10 @@ class Target:
         return functional_call(self.net, folded, (images,))  # type: ignore[no-any-return]
 
     def export(self, body: Mapping[str, Tensor] | None, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-        """State dict of the stock timm network with N outputs. weight [N, f], bias [N]; only the step counters are the base's."""
+        """State dict of the stock timm network with N outputs, on the processor. weight [N, f], bias [N]; only the step counters are the
+        base's."""
         state = {n: (body or {}).get(n, t) for n, t in self.base.items()}
         return {
-            n: t.detach().clone() for n, t in {**state, "classifier.weight": weight, "classifier.bias": bias}.items()
+            n: t.detach().cpu().clone()
+            for n, t in {**state, "classifier.weight": weight, "classifier.bias": bias}.items()
         }

@@ -16,14 +16,17 @@ def main() -> int:
     parser.add_argument("--recipe", type=Path, help="YAML file; default: the shipped recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
     prepare_process(options.threads)
+    from sgps.device import choose
     from sgps.pretrain.base import run
     from sgps.pretrain.progress import console
 
     try:
         with console() as report:
-            run(options.data, options.out, options.recipe, options.seed, options.threads, report)
+            device = choose(options.device)
+            run(options.data, options.out, options.recipe, options.seed, options.threads, report, device=device)
     except SgpsError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgps.device import CPU
 
-def to_float(pixels: npt.NDArray[np.uint8]) -> Tensor:
+
+def to_float(pixels: npt.NDArray[np.uint8], device: torch.device = CPU) -> Tensor:
     """uint8 (n, h, w, 3) to float32 (n, 3, h, w) with mean = std = 0.5, that is -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def centre_view(pixels: npt.NDArray[np.uint8], size: int) -> Tensor:
@@ -29,15 +31,16 @@ def augment(
 ) -> Tensor:
     """Random square crop, turn and flip in one warp; then contrast, brightness, saturation and cast, (1 + colour) x as wide.
 
-    area: least and most share of the middle square's area; turn: any angle, else at most 0.3 rad.
+    area: least and most share of the middle square's area; turn: any angle, else at most 0.3 rad. generator: of the processor, so that
+    another device makes the same picture.
     """
     n, _, height, width = x.shape
 
     def draw(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator) * (high - low) + low
+        return (torch.rand(*shape, generator=generator) * (high - low) + low).to(x.device)
 
     side = min(height, width) * draw(*area, n).sqrt()
-    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
+    flip = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0).to(x.device)
     side_x = side * flip * draw(0.88, 1.14, n)
     shift_x = draw(-0.5, 0.5, n) * (width - side).clamp(min=0)
     shift_y = draw(-0.5, 0.5, n) * (height - side).clamp(min=0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sgps.code import code_sha256
+from sgps.device import CPU, exact
 from sgps.episodes import EpisodeSet
 from sgps.errors import InputError, StateError
 from sgps.files import sha256_file, write_atomic
@@ -122,12 +123,14 @@ def train(
     given: Input,
     own: Weights | None = None,
     tower: ImageTower | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> dict[str, Tensor]:
     """Run or continue all training stages. Returns the averaged weights, rounded as they are stored.
 
     Without own weights the base starts from Lite0, without a tower Lite0 teaches it.
     """
-    pool, arithmetic = Pool(sets, recipe), Arithmetic()
+    arithmetic = arithmetic or Arithmetic()
+    pool = Pool(sets, recipe, arithmetic.device)
     first = Stage("distil", recipe.distil.steps, (recipe.distil.steps,), work)
     if not first.done():
         if tower is None:
@@ -210,6 +213,7 @@ def manifest(
     own: Weights | None,
     teacher: Teacher | None,
     figures: Any,
+    arithmetic: Arithmetic,
 ) -> dict[str, Any]:
     """What `base.yaml` says."""
     network = {
@@ -223,7 +227,8 @@ def manifest(
         "sha256": digest,
     }
     made_by: dict[str, Any] = {
-        "command": f"sgps pretrain base --seed {seed} --threads {threads}",
+        "command": f"sgps pretrain base --seed {seed} --threads {threads}"
+        + ("" if arithmetic.device == CPU else f" --device {arithmetic.device.type}"),
         "code_sha256": code_sha256("sgps.pretrain", "sgps.draw"),
         "torch": str(torch.__version__),
         "timm": str(timm.__version__),
@@ -245,7 +250,7 @@ def manifest(
     if own is None or teacher is not None:
         stages = ["distil", *(f.name for f in recipe.finetune)]
         made_by |= {
-            "bfloat16": Arithmetic().bfloat16,
+            "bfloat16": arithmetic.bfloat16,
             "stages": {name: json.loads((work / f"{name}.json").read_text()) for name in stages},
             "average_of": [f"{f.name} step {s}" for f in recipe.finetune for s in f.keep],
             "recipe": recipe.model_dump(mode="json", exclude={"sets"}, exclude_none=True),
@@ -273,6 +278,7 @@ def run(
     own: Own | None = None,
     atlas: int | None = None,
     teacher: Teacher | None = None,
+    device: torch.device = CPU,
 ) -> None:
     """Make the base network from the image sets under `data`. Work in progress lies in `out`/work; `out` gets
 
@@ -283,8 +289,8 @@ def run(
 
     recipe: a YAML file, else the shipped one; threads: of torch; own: a user's checkpoint is the base, and nothing is trained unless
     there is a teacher; teacher: a user's encoder is distilled into the base in place of Lite0; atlas: at most so many lesions of each
-    base class, all others are held out. A run that was stopped or killed continues where its last
-    checkpoint is, when it is started again with the same arguments. Raises InputError, ConfigError, SignatureError,
+    base class, all others are held out; device: where training and features are computed. A run that was stopped or killed continues where its last
+    checkpoint is, when it is started again with the same arguments; threads and device may be others. Raises InputError, ConfigError, SignatureError,
     StateError; KeyboardInterrupt after a clean stop.
     """
     if threads < 1:
@@ -296,18 +302,19 @@ def run(
     given = Input(BASE, plan.size, HALF, HALF) if weights is None else weights.input
     plan = plan.model_copy(update={"size": given.size} | ({} if atlas is None else {"atlas": atlas}))
     torch.set_num_threads(threads)
+    arithmetic = Arithmetic(device=device)
     work = out / "work"
     work.mkdir(parents=True, exist_ok=True)
-    with stopping() as stop:
+    with exact(device), stopping() as stop:
         sets = read_sets(data, plan.sets, work, show, stop)
         claim(work, plan, seed, sets, weights, teacher)
         if weights is None or tower is not None:
-            state = train(sets, plan, work, seed, show, stop, given, weights, tower)
+            state = train(sets, plan, work, seed, show, stop, given, weights, tower, arithmetic)
         else:
             state = weights.state
         save_state(out / "base.safetensors", state)
         digest = sha256_file(out / "base.safetensors")
-        net = given.network(state)
+        net = given.network(state).to(device)
         sets |= read_sets(data, [BANK_SET], work, show, stop)
         found = public_features(sets, plan, net, digest, work, show, stop)
         shown, drawn = found[plan.skin.name], found.pop(BANK_SET.name)
@@ -329,12 +336,12 @@ def run(
                 data,
                 plan,
                 net,
-                read_teacher(),
+                read_teacher().to(device),
                 shown,
                 lambda chosen: sets[plan.skin.name].pixels[rows[chosen]],
                 space,
                 frozen,
                 lambda done, total: show("measure", done, total, {}),
             )
-        record = manifest(sets, plan, work, seed, threads, digest, net, given, weights, teacher, figures)
+        record = manifest(sets, plan, work, seed, threads, digest, net, given, weights, teacher, figures, arithmetic)
         write_atomic(out / "base.yaml", dump(record).encode())

@@ -77,6 +77,8 @@ def distil(
         net = arithmetic.network(transplant(base_network(), teacher))
         first_stage, head = nn.Conv2d(16, 16, 1), nn.Linear(FEATURES, len(pool.classes))
     teacher = arithmetic.network(teacher)
+    for module in (first_stage, head):
+        module.to(arithmetic.device)
     nn.init.zeros_(head.weight)
     # after a transplant the first channels of a stage are the teacher's; only the first stage needs a learned map
     hints: list[nn.Module] = [first_stage, *(nn.Identity() for _ in range(5))]
@@ -123,4 +125,4 @@ def distil(
         return {k: v.item() for k, v in parts.items()}
 
     modules = {"net": net, "average": average, "first_stage": first_stage, "head": head}
-    run_stage(stage, modules, average, optimizer, step, report, stop)
+    run_stage(stage, modules, average, optimizer, step, report, stop, str(arithmetic))

@@ -24,7 +24,7 @@ def lesion_contrast(projected: Tensor, lesion: Tensor, temperature: float = 0.15
     Every lesion must appear at least twice.
     """
     unit = F.normalize(projected, dim=1)
-    own = torch.eye(len(unit), dtype=torch.bool)
+    own = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     score = (unit @ unit.T / temperature).masked_fill(own, -1e4)
     same = (lesion[:, None] == lesion[None]) & ~own
     return -((score - score.logsumexp(1, keepdim=True)) * same).sum(1).div(same.sum(1)).mean()
@@ -56,6 +56,8 @@ def finetune(
         projection = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 128))
     nn.init.zeros_(head.weight)
     nn.init.zeros_(site.weight)
+    for module in (head, site, projection):
+        module.to(arithmetic.device)
     body = list(net.parameters())
     extra = [p for m in (head, site, projection) for p in m.parameters()]
     rates = (settings.rate, 5 * settings.rate)
@@ -91,4 +93,4 @@ def finetune(
         return {k: v.item() for k, v in parts.items()}
 
     modules = {"net": net, "head": head, "site": site, "projection": projection}
-    run_stage(stage, modules, net, optimizer, step, report, stop)
+    run_stage(stage, modules, net, optimizer, step, report, stop, str(arithmetic))

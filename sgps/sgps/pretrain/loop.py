@@ -22,12 +22,16 @@ RECENT = 100  # steps over which shown losses are averaged
 
 @dataclass
 class Record:
-    """How far a stage is: steps done, seconds of wall and processor time over all attempts, latest losses."""
+    """How far a stage is: steps done, seconds of wall and processor time over all attempts, latest losses.
+
+    arithmetic: device and number format, and the last step done with them, in the order of use.
+    """
 
     step: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     recent: dict[str, list[float]] = field(default_factory=dict)
+    arithmetic: dict[str, int] = field(default_factory=dict)
 
     def means(self) -> dict[str, float]:
         return {k: sum(v) / len(v) for k, v in self.recent.items() if v}
@@ -40,7 +44,7 @@ def save_checkpoint(
     tensors = {f"{name}/{k}": v.detach() for name, m in modules.items() for k, v in m.state_dict().items()}
     for place, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{place}/{k}": v for k, v in state.items()}
-    data = {k: v.contiguous().clone() for k, v in tensors.items()}
+    data = {k: v.cpu().contiguous().clone() for k, v in tensors.items()}
     write_atomic(path, safetensors.torch.save(data, {"record": json.dumps(record.__dict__)}))
 
 
@@ -97,15 +101,23 @@ def run_stage(
     step: Callable[[int], Mapping[str, float]],
     report: Report,
     stop: Stop,
+    arithmetic: str,
 ) -> None:
-    """Call `step(number)` until the stage is done. Raises KeyboardInterrupt, after a checkpoint, when asked to stop."""
+    """Call `step(number)` until the stage is done. Raises KeyboardInterrupt, after a checkpoint, when asked to stop.
+
+    arithmetic: device and number format. A stage may go on with others than it began with: that is reported, and kept in its summary.
+    """
     checkpoint = stage.folder / f"{stage.name}.checkpoint.safetensors"
     record = load_checkpoint(checkpoint, modules, optimizer)
+    used = record.arithmetic
+    if used and (before := max(used, key=used.__getitem__)) != arithmetic:
+        report(f"{stage.name} goes on with {arithmetic}, until here {before}", record.step, stage.steps, {})
     wall, cpu = time.monotonic() - record.seconds, time.process_time() - record.cpu_seconds
     recent = {k: deque(v, RECENT) for k, v in record.recent.items()}
 
     def now(done: int) -> Record:
-        return Record(done, time.monotonic() - wall, time.process_time() - cpu, {k: list(v) for k, v in recent.items()})
+        losses = {k: list(v) for k, v in recent.items()}
+        return Record(done, time.monotonic() - wall, time.process_time() - cpu, losses, used | {arithmetic: done})
 
     report(stage.name, record.step, stage.steps, record.means())
     for number in range(record.step, stage.steps):
@@ -120,7 +132,8 @@ def run_stage(
         report(stage.name, done, stage.steps, now(done).means())
         if asked and done < stage.steps:
             raise KeyboardInterrupt
-    summary = {"steps": stage.steps, **{k: round(v, 4) for k, v in now(stage.steps).means().items()}}
+    summary: dict[str, object] = {"steps": stage.steps, **{k: round(v, 4) for k, v in now(stage.steps).means().items()}}
     summary |= {"seconds": round(now(stage.steps).seconds), "cpu_seconds": round(now(stage.steps).cpu_seconds)}
+    summary |= {"arithmetic": used | {arithmetic: stage.steps}}
     write_atomic(stage.summary, json.dumps(summary).encode())
     checkpoint.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sgps.attributes import NAMES
 from sgps.code import code_sha256
+from sgps.device import CPU, exact
 from sgps.errors import InputError, StateError
 from sgps.files import sha256_file, write_atomic
 from sgps.generator import PARTS, Generator
@@ -62,14 +63,16 @@ def read_space(base: Path, pool: MetaPool) -> Space:
     except (OSError, ValueError, KeyError) as error:
         raise InputError("holds no statistics of a base network", where=base, do="run sgps pretrain base") from error
     skin = torch.cat([c.eight for c in pool.train[pool.skin]])
+    centre = centre.to(skin.device)
     scale = LOGIT / float((skin - centre).norm(dim=1).mean())
-    return Space(centre, scale, directions, radius, within)
+    return Space(centre, scale, directions.to(skin.device), radius, within)
 
 
 def make_target(base: Mapping[str, Tensor], architecture: str, pool: MetaPool) -> tuple[Target, dict[str, Tensor]]:
-    """The frozen side, and its fixed factors from the mean inputs on public training images."""
+    """The frozen side, and its fixed factors from the mean inputs on public training images: of the processor, since singular
+    vectors have no sign of their own."""
     net = base_network(base, architecture).eval()
-    batches = (c.picture(np.arange(min(_MEANS_FROM, len(c)))) for c in pool.classes)
+    batches = (c.picture(np.arange(min(_MEANS_FROM, len(c)))).cpu() for c in pool.classes)
     fixed = factors(net, input_means(net, batches))
     return Target(architecture, base, fixed), fixed
 
@@ -130,9 +133,8 @@ class _Run:
         self.pool, self.recipe, self.space, self.target = pool, recipe, space, target
         self.work, self.seed, self.report, self.stop = work, seed, report, stop
         text = pool.classes[0].sentences.shape[1]
-        self.start = fit_text(
-            new_generator(len(target.layers), target.width, len(space.directions), seed, text), pool, space, recipe
-        )
+        start = new_generator(len(target.layers), target.width, len(space.directions), seed, text)
+        self.start = fit_text(start, pool, space, recipe).to(space.centre.device)
 
     def head(self, left: LeftOut | None = None) -> Generator:
         pool = self.pool.without(left.sets, left.classes) if left else self.pool
@@ -176,9 +178,10 @@ def run(
     threads: int = 1,
     report: Report | None = None,
     encoders: Spec | None = None,
+    device: torch.device = CPU,
 ) -> None:
     """Meta-train and judge. data: public image sets; base: the folder that `sgps pretrain base` made; encoders: what reads the texts,
-    none is the installed text encoder. `out` gets
+    none is the installed text encoder; device: where features and parts are computed, in float32. `out` gets
 
     generator.safetensors   `generator.*` float16, zero for parts that are off; `fixed.*` factors; `head.scale`
     meta.yaml               which parts are on, all figures, how it was made
@@ -198,17 +201,17 @@ def run(
     _claim(work, meta, seed, digest, texts)
     images = base / "work" / "images" if (base / "work" / "images").is_dir() else work / "images"
     begun = time.process_time()
-    with stopping() as stop:
+    with exact(device), stopping() as stop:
 
         def tick(done: int, total: int) -> None:
             show("images and features", done, total, {})
             if stop.asked:
                 raise KeyboardInterrupt
 
-        pool = PoolBuilder(data, plan, meta, given, weights, digest, texts, images, work, tick).build()
+        pool = PoolBuilder(data, plan, meta, given, weights, digest, texts, images, work, tick, device).build()
         space = read_space(base, pool)
         target, fixed = make_target(weights, given.architecture, pool)
-        job = _Run(pool, meta, space, target, work, seed, show, stop)
+        job = _Run(pool, meta, space, target.to(device), work, seed, show, stop)
         whole = job.head()
         copies = {left.name: job.head(left) for left in meta.left_out}
         judges = _judges(pool, meta, whole, copies)
@@ -236,7 +239,8 @@ def run(
         "attributes": len(NAMES),
         "classes": {name: len(classes) for name, classes in pool.train.items()},
         "made_by": {
-            "command": f"sgps pretrain generator --seed {seed} --threads {threads}",
+            "command": f"sgps pretrain generator --seed {seed} --threads {threads}"
+            + ("" if device == CPU else f" --device {device.type}"),
             "base_sha256": digest,
             "text_encoder": texts.sha256,
             "code_sha256": code_sha256("sgps.pretrain", "sgps.draw"),
@@ -274,5 +278,5 @@ def pack(generator: Generator, learned: tuple[str, ...], fixed: Mapping[str, Ten
     tensors = {SCALE: torch.tensor([scale]), **{FIXED + n: t.contiguous() for n, t in fixed.items()}}
     for name, value in generator.state_dict().items():
         kept = torch.zeros_like(value) if name.startswith(zero) else value
-        tensors[GENERATOR + name] = kept.half().contiguous()
+        tensors[GENERATOR + name] = kept.cpu().half().contiguous()
     return safetensors.torch.save(tensors)

@@ -44,9 +44,13 @@ class Episode:
     settled: frozenset[int] = frozenset()
 
     @property
+    def device(self) -> torch.device:
+        return self.classes[0].eight.device
+
+    @property
     def truth(self) -> Tensor:
         """[N * Q] class of each query."""
-        return torch.arange(len(self.classes)).repeat_interleave(self.query.shape[1])
+        return torch.arange(len(self.classes), device=self.device).repeat_interleave(self.query.shape[1])
 
     def prototypes(self) -> tuple[Tensor, Tensor]:
         """[N, f] mean eight-view features under the base, [N] of how many images."""
@@ -55,7 +59,7 @@ class Episode:
             for i, c in enumerate(self.classes)
         ]
         means = [c.eight[torch.from_numpy(r)].mean(0) for c, r in zip(self.classes, rows, strict=True)]
-        return torch.stack(means), torch.tensor([float(len(r)) for r in rows])
+        return torch.stack(means), torch.tensor([float(len(r)) for r in rows], device=self.device)
 
     def queries(self) -> Tensor:
         """[N * Q, f] eight-view features."""
@@ -97,11 +101,11 @@ def inputs(
     every class gets the text of its neighbour, as a control. sentence: else the sentence embedding is zero.
     """
     prototypes, shots = episode.prototypes()
-    ways, width = len(prototypes), len(space.directions)
-    row, worth = torch.zeros(ways, width), torch.zeros(ways)
+    ways, width, device = len(prototypes), len(space.directions), episode.device
+    row, worth = torch.zeros(ways, width, device=device), torch.zeros(ways, device=device)
     if random is not None:
-        worth = torch.from_numpy(random.uniform(1, MOST_WORTH, ways)).float()
-        error = torch.from_numpy(random.normal(size=(ways, width))).float()
+        worth = torch.from_numpy(random.uniform(1, MOST_WORTH, ways)).float().to(device)
+        error = torch.from_numpy(random.normal(size=(ways, width))).float().to(device)
         means = torch.stack([c.eight.mean(0) for c in episode.classes])
         place = (means - space.centre) @ space.directions.T + error * torch.sqrt(space.within / width / worth)[:, None]
         lifted, row = space.centre + place @ space.directions, place / space.radius

@@ -148,7 +148,7 @@ def exemplar_tasks(judge: Judge, space: Space, count: int, seed: int) -> list[Ex
         none = np.zeros((len(classes), 0), np.int64)
         text = np.zeros(len(classes), np.int64)
         task = Episode(classes, support, none, text, frozenset(range(1, len(classes))))
-        out.append(ExemplarTask(task, whole.queries(), whole.truth.numpy() == 0))
+        out.append(ExemplarTask(task, whole.queries(), whole.truth.cpu().numpy() == 0))
     return out
 
 
@@ -164,7 +164,7 @@ def exemplar_auroc(
         weight, _ = head(generator, given.features, given, tokens, space, parts)
         cosine = F.normalize(task.queries - space.centre, dim=1) @ F.normalize(weight, dim=1).T
         score = cosine[:, 0] - BEST_RIVAL * cosine[:, 1:].max(1).values
-        out[place] = auroc(score.numpy(), task.positive)
+        out[place] = auroc(score.cpu().numpy(), task.positive)
     return out
 
 

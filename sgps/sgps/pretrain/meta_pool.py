@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sgps.attributes import parse, vector
 from sgps.catalogue import Catalogue
+from sgps.device import CPU
 from sgps.draw import clinical_text, draw_profile
 from sgps.errors import ConfigError
 from sgps.open_encoders import OpenText
@@ -96,7 +97,10 @@ def one_each(
 
 
 class PoolBuilder:
-    """Reads images and features of the sets of a recipe under one base network. Features are cached under `work`."""
+    """Reads images and features of the sets of a recipe under one base network. Features are cached under `work`.
+
+    device: where features are computed, and of every tensor of the pool.
+    """
 
     def __init__(
         self,
@@ -110,9 +114,10 @@ class PoolBuilder:
         images: Path,
         work: Path,
         tick: Tick,
+        device: torch.device = CPU,
     ) -> None:
         self.data, self.recipe, self.meta = data, recipe, meta
-        self.given, self.net = given, given.network(weights)
+        self.given, self.device, self.net = given, device, given.network(weights).to(device)
         self.base_sha256, self.images, self.work, self.tick = base_sha256, images, work, tick
         self.encoder, self.catalogue = texts, Catalogue.load()
 
@@ -195,16 +200,17 @@ class PoolBuilder:
 
             def picture(at: Ints, own: Ints = own) -> Tensor:
                 order, back = np.unique(own[at], return_inverse=True)  # a memory map reads ascending rows
-                return self.given.normalised(centre_view(images.pixels[order], size))[torch.from_numpy(back)]
+                x = self.given.normalised(centre_view(images.pixels[order], size))
+                return x[torch.from_numpy(back)].to(self.device)
 
             out.append(
                 MetaClass(
                     label,
                     name,
-                    torch.from_numpy(found.eight[part]),
-                    torch.from_numpy(found.one[part]),
-                    torch.from_numpy(self.encoder.embed(said)),
-                    torch.from_numpy(np.stack(signs)),
+                    torch.from_numpy(found.eight[part]).to(self.device),
+                    torch.from_numpy(found.one[part]).to(self.device),
+                    torch.from_numpy(self.encoder.embed(said)).to(self.device),
+                    torch.from_numpy(np.stack(signs)).to(self.device),
                     picture,
                     turn,
                 )

@@ -17,7 +17,7 @@ from sgps.pretrain.loop import Stage, run_stage
 from sgps.pretrain.meta_episode import Episode, Space, head, inputs, sample
 from sgps.pretrain.meta_pool import DRAWN, MetaPool
 from sgps.pretrain.meta_recipe import MetaRecipe
-from sgps.pretrain.networks import load_state
+from sgps.pretrain.networks import Arithmetic, load_state
 from sgps.pretrain.pool import step_random
 from sgps.pretrain.progress import Report, Stop
 from sgps.target import Target
@@ -78,8 +78,8 @@ def fit_text(generator: Generator, pool: MetaPool, space: Space, recipe: MetaRec
     """
     made = copy.deepcopy(generator)
     classes = pool.train[DRAWN]
-    x = torch.cat([c.attributes for c in classes]).double() * readable(pool, recipe.stated)
-    y = torch.cat([(c.eight.mean(0) - space.centre).expand(len(c.attributes), -1) for c in classes]).double()
+    x = torch.cat([c.attributes.cpu() for c in classes]).double() * readable(pool, recipe.stated).cpu()
+    y = torch.cat([(c.eight.mean(0) - space.centre).cpu().expand(len(c.attributes), -1) for c in classes]).double()
     slope = torch.linalg.solve(x.T @ x + recipe.ridge * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
     u, s, vh = torch.linalg.svd(slope, full_matrices=False)
     k = min(len(made.text_down.weight), len(s))
@@ -136,6 +136,11 @@ def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
         group["lr"] = group["peak"] * share
 
 
+def _arithmetic(space: Space) -> str:
+    """Never bfloat16: a body moves by a few percent of its weights, and a prototype by less."""
+    return str(Arithmetic(False, space.centre.device))
+
+
 def _finish(generator: Generator, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     for group in (
         optimizer.param_groups
@@ -176,7 +181,7 @@ def train_head(
         def step(number: int) -> Mapping[str, float]:
             random, _ = step_random(seed, 100, number)
             _set_rate(optimizer, number, settings.steps)
-            total, right, losses = torch.zeros(()), 0.0, []
+            total, right, losses = torch.zeros((), device=space.centre.device), 0.0, []
             for _ in range(settings.episodes):
                 episode = _draw(pool, settings.queries, max(SHOTS), random)
                 if random.random() < settings.rivals:
@@ -200,7 +205,7 @@ def train_head(
             return {"cross-entropy": float(np.mean(losses)), "accuracy": right}
 
         modules = {"generator": generator, "average": average.module}
-        run_stage(stage, modules, average.module, optimizer, step, report, stop)
+        run_stage(stage, modules, average.module, optimizer, step, report, stop, _arithmetic(space))
     generator.load_state_dict(load_state(stage.kept(settings.steps)))
     return generator.eval().requires_grad_(False)
 
@@ -250,7 +255,7 @@ def train_body(
         def step(number: int) -> Mapping[str, float]:
             random, _ = step_random(seed, 200, number)
             _set_rate(optimizer, number, settings.steps)
-            total, values = torch.zeros(()), []
+            total, values = torch.zeros((), device=space.centre.device), []
             for _ in range(settings.episodes):
                 episode = _draw(pool, settings.queries, 2, random)
                 used = parts if random.random() < 0.5 else ()
@@ -263,7 +268,7 @@ def train_body(
             return {"cross-entropy": float(loss_mean), "drift": float(drift_mean), "accuracy": float(right_mean)}
 
         modules = {"generator": generator, "average": average.module}
-        run_stage(stage, modules, average.module, optimizer, step, report, stop)
+        run_stage(stage, modules, average.module, optimizer, step, report, stop, _arithmetic(space))
     generator.load_state_dict(load_state(stage.kept(settings.steps)))
     return generator.eval().requires_grad_(False)
 

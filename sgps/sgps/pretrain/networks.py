@@ -20,6 +20,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from sgps.device import CPU, multiplies_bfloat16
 from sgps.errors import InputError, SignatureError
 from sgps.files import read_limited, write_atomic
 from sgps.images import views
@@ -43,20 +44,27 @@ def fast_bfloat16() -> bool:
 
 
 class Arithmetic:
-    """Number format of training: bfloat16 with channels last where the processor has it, else float32."""
+    """Device and number format of training: bfloat16 with channels last where the device multiplies it in hardware, else float32.
 
-    def __init__(self, bfloat16: bool | None = None) -> None:
-        self.bfloat16 = fast_bfloat16() if bfloat16 is None else bfloat16
+    Weights, optimizer, losses and averages are float32 in both, so gradients need no scaling: bfloat16 has float32's range.
+    """
+
+    def __init__(self, bfloat16: bool | None = None, device: torch.device = CPU) -> None:
+        fast = fast_bfloat16() if device == CPU else multiplies_bfloat16(device)
+        self.device, self.bfloat16 = device, fast if bfloat16 is None else bfloat16
         self.layout = torch.channels_last if self.bfloat16 else torch.contiguous_format
 
+    def __str__(self) -> str:
+        return f"{self.device.type} {'bfloat16' if self.bfloat16 else 'float32'}"
+
     def context(self) -> contextlib.AbstractContextManager[None]:
-        return torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
 
     def images(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=self.layout)
 
     def network(self, net: Any) -> Any:
-        return net.to(memory_format=self.layout)
+        return net.to(self.device, memory_format=self.layout)
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Input:
         """Images with mean = std = 0.5, [n, 3, s, s], as this network takes them."""
         if self.mean == self.std == HALF:
             return x
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return ((x + 1) / 2 - mean) / std
 
 
@@ -158,15 +166,19 @@ def extract(
     tick: Callable[[int, int], None] | None = None,
     batch: int = 64,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Float32 features (count, f) of images that `load` gives in slices: of the plain view, and the mean of `count_views`."""
+    """Float32 features (count, f) of images that `load` gives in slices: of the plain view, and the mean of `count_views`.
+
+    Computed where the network's weights are, from views that are made on the processor.
+    """
+    device = next(net.parameters()).device
     net = net.eval().to(memory_format=torch.channels_last)
     plain = np.empty((count, net.num_features), np.float32)
     mean = np.empty_like(plain)
     for start in range(0, count, batch):
         part = slice(start, min(start + batch, count))
-        turned = views(centre_view(load(part), size), count_views)
+        turned = views(centre_view(load(part), size).to(device), count_views)
         found = [pooled(net, x.contiguous(memory_format=torch.channels_last)) for x in turned]
-        plain[part], mean[part] = found[0].numpy(), torch.stack(found).mean(0).numpy()
+        plain[part], mean[part] = found[0].cpu().numpy(), torch.stack(found).mean(0).cpu().numpy()
         if tick is not None:
             tick(part.stop, count)
     return plain, mean
@@ -190,7 +202,7 @@ def rounded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def save_state(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, whole or not at all."""
-    write_atomic(path, safetensors.torch.save({k: v.contiguous() for k, v in state.items()}, metadata))
+    write_atomic(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}, metadata))
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sgps.device import CPU
 from sgps.pretrain.augment import augment, to_float
 from sgps.pretrain.images import Images
 from sgps.pretrain.recipe import Recipe, refuse_meta_test
@@ -61,8 +62,9 @@ class Batch:
 class Pool:
     """Draws augmented batches: a share of skin, the rest from the other sets by the square root of their size."""
 
-    def __init__(self, sets: Mapping[str, Images], recipe: Recipe) -> None:
-        """sets: images by set name. Raises ConfigError when a meta-test class is among them."""
+    def __init__(self, sets: Mapping[str, Images], recipe: Recipe, device: torch.device = CPU) -> None:
+        """sets: images by set name. device: of the batches. Raises ConfigError when a meta-test class is among them."""
+        self.device = device
         kept: dict[str, Ints] = {}
         for kind in recipe.sets:
             images, keep = sets[kind.name], np.ones(len(sets[kind.name]), bool)
@@ -118,11 +120,11 @@ class Pool:
         x = []
         for place, rows in picks:
             member = self.members[place]
-            raw = to_float(member.images.pixels[member.rows[rows]])
+            raw = to_float(member.images.pixels[member.rows[rows]], self.device)
             x.append(augment(raw, size, generator, turn=member.turn, colour=colour, area=area))
 
         def column(values: list[Ints]) -> Tensor:
-            return torch.from_numpy(np.concatenate(values))
+            return torch.from_numpy(np.concatenate(values)).to(self.device)
 
         return Batch(
             torch.cat(x),

@@ -88,6 +88,8 @@ def teach(
         torch.manual_seed(seed)
         into, head = nn.Linear(width, teacher.num_features), nn.Linear(width, len(pool.classes))
     nn.init.zeros_(head.weight)
+    for module in (teacher, into, head):
+        module.to(arithmetic.device)
     average = copy.deepcopy(net)
     kernels = [p for p in net.parameters() if p.ndim > 1]
     small = [p for p in net.parameters() if p.ndim <= 1] + [*into.parameters(), *head.parameters()]
@@ -126,4 +128,4 @@ def teach(
         return {k: v.item() for k, v in parts.items()}
 
     modules: dict[str, Any] = {"net": net, "average": average, "into": into, "head": head}
-    run_stage(stage, modules, average, optimizer, step, report, stop)
+    run_stage(stage, modules, average, optimizer, step, report, stop, str(arithmetic))
