@@ -6,7 +6,7 @@ A patient that cannot be read in time, or at all, is the zero record (None). Nob
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -68,6 +68,11 @@ class _Prepared:
             self.kept[key] = encoded(reader, self._encoder(release), release, site, pictures)
         return self.kept[key]
 
+    def drop_pictures(self) -> None:
+        for key in [key for key in self.kept if key[3]]:
+            patients = [p and replace(p, pictures=None) for p in self.kept.pop(key)]
+            self.kept.setdefault((*key[:3], False, key[4]), patients)
+
     @staticmethod
     def key(
         site: Site, release: Release, cohort: str, reader: "Records", pictures: bool
@@ -98,6 +103,12 @@ def prepared(
     """
     reader = reader or cohort_of(site, cohort, release.manifest.classes)
     return _prepared.patients(site, release, cohort, reader, pictures)
+
+
+def drop_pictures() -> None:
+    """Forget the pictures of all patients, gigabytes where there are hundreds; their features stay. To be called once a round that
+    needed them is charged: the next one reads them again."""
+    _prepared.drop_pictures()
 
 
 def keep(site: Site, release: Release, cohort: str, reader: "Records", patients: Sequence[Patient | None]) -> None:

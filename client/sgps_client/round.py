@@ -25,7 +25,7 @@ from sgps.plan import Plan, SignedPlan
 from sgps.release import Release
 from sgps_client import approval, kinds, log
 from sgps_client.config import Site
-from sgps_client.records import Patient, cohort_of, prepared
+from sgps_client.records import Patient, cohort_of, drop_pictures, prepared
 from sgps_client.rules import CLOCK_SLACK, MOST_WAIT, Arrays, check, here, opened
 from sgps_client.seen import Seen
 from sgps_client.store import Store
@@ -162,6 +162,7 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays, *, 
             ended = time.time()
             if late := hide and ended > plan.answer_at:
                 replace(seen, held={**seen.held, str(plan.round): _held_until(begun, ended)}).write(site)
+        drop_pictures()
         log.current()(
             "charged",
             f"round {plan.round}: charged to cohort {cohort}: {statement.up(facts['epsilon'])} of epsilon {facts['cap_epsilon']:g} is spent "

@@ -3,6 +3,7 @@
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,32 @@ def test_slow_records_mean_silence_and_no_charge(bench: Bench, monkeypatch: pyte
     assert not entries(bench, "CHARGE")
 
 
+def test_pictures_are_kept_until_the_round_is_charged_and_no_longer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """A body's round keeps every picture of every patient beside its features; here a `rows` round asks for them."""
+    records._prepared.kept.clear()
+    monkeypatch.setitem(kinds.WORK, "rows", replace(kinds.WORK["rows"], pictures=lambda *_: True))  # type: ignore[arg-type]
+    real, read = records.encoded, list[int]()
+
+    def slow(*args: Any) -> Any:
+        read.append(1)
+        clock[0] += 40
+        return real(*args)
+
+    monkeypatch.setattr(records, "encoded", slow)
+    with pytest.raises(RoundFailed, match="kept for the next attempt"):
+        ask(bench)
+    assert [
+        p is not None and p.pictures is not None
+        for p in records.prepared(bench.site, bench.release, "first", pictures=True)
+    ] == [True] * 5
+    assert ask(bench, bench.plan(attempt=2)).status == egress.ACCEPTED
+    assert all(p is None or p.pictures is None for kept in records._prepared.kept.values() for p in kept)
+    assert all(p is not None and len(p.features) for p in records.prepared(bench.site, bench.release, "first"))
+    assert len(read) == 1
+
+
 def test_where_a_person_must_approve_nothing_is_read_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.write(approve="manual")
     plan = bench.plan()
@@ -394,7 +421,9 @@ def test_where_a_person_must_approve_nothing_is_read_before(bench: Bench, monkey
     assert (waiting.patients, waiting.unit, waiting.before, waiting.budget) == (5, "patient_id", 0.0, 3.0)
     assert waiting.after == pytest.approx(3.0, abs=0.01)
     line = waiting.line()
-    assert "round 1 (rows)  cohort first: 5 patients (patient_id)  noise 1.391  epsilon 3.000 in this federation" in line
+    assert (
+        "round 1 (rows)  cohort first: 5 patients (patient_id)  noise 1.391  epsilon 3.000 in this federation" in line
+    )
     assert "over all federations from 0.000 to 3.000 of 3  waits for approval" in line
     for wrong in ("0" * 12, plan.sha256()[:7]):
         with pytest.raises(InputError, match="one is needed"):
