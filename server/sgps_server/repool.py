@@ -50,6 +50,10 @@ def repool(folder: Folder) -> Repooled:
         target, audit = folder.releases / releases.name_of(number), Audit(folder.audit)
         if target.exists():  # no round is open, so an earlier call wrote it and died
             release = Release.open(target, key=key.public_key())
+            if release.manifest.carried != before.manifest.carried:
+                raise StateError(
+                    "is of a `releases carry` that was interrupted", where=target, do="give that command again"
+                )
         else:
             gone = Registry(folder.registry).entries().withdrawn
             counted = [r for r in state.accepted if r.site not in gone or not separable(state.terms[r.round])]

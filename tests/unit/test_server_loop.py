@@ -176,6 +176,9 @@ def test_a_crash_on_the_way_to_it_is_healed_by_the_same_command_whoever_withdrew
         with pytest.raises(Killed):
             repool.repool(folder)
     assert read_state(folder.state).done == 1
+    if written:
+        with pytest.raises(StateError, match="interrupted"):  # before anybody is asked and pays
+            run(folder, 2)
     enrolment.withdraw(folder, "west")
     assert repool.repool(folder).without == (("north",) if written else ("north", "west"))
     holds(folder, 2, ("south", "west") if written else ("south",), [1])
