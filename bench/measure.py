@@ -102,7 +102,7 @@ class Shelf:
     """Probabilities of methods that were computed before, by everything they depend on: pictures, release, episodes, program."""
 
     def __init__(self, folder: Path, *parts: str) -> None:
-        self.folder, self.parts = folder, (*parts, _program())
+        self.folder, self.parts = folder, (*parts, program())
 
     def path(self, name: str, episodes: Episodes, most: int) -> Path:
         index = np.ascontiguousarray(episodes.index[:most])
@@ -123,7 +123,7 @@ class Shelf:
 
 
 @lru_cache(maxsize=1)
-def _program() -> str:
+def program() -> str:
     """Hash of the source that makes answers: this bench's methods and the science package."""
     here, science = Path(__file__).parent, Path(str(sgps.__file__)).parent
     files = sorted([*(here / "peers").glob("*.py"), *science.glob("*.py")])

@@ -1,6 +1,8 @@
 """All ways to take three of a data set's classes for testing, the others for choices: heads on frozen Lite0, which saw none of them."""
 
+import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,13 @@ import numpy as np
 
 from bench.features import Array, lite0_features
 from bench.figures import compared
+from bench.measure import program
 from bench.peers import closed, easy
 from bench.peers.public import Head, Public, tuned
 from bench.pictures import Pictures
 from sgps.episodes import Interval, interval, sample_episodes, unit
 from sgps.errors import InputError
+from sgps.files import write_atomic
 
 TESTED, EPISODES, QUERIES = 3, 100, 15
 
@@ -59,29 +63,50 @@ def splits(
     label, lesion = pictures.label[rows], pictures.lesion[rows]
     found: dict[str, dict[str, list[Any]]] = {a: {} for a in ARMS}
     chosen = list(itertools.combinations(names, TESTED))
+    heads = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    asked = json.dumps([pictures.digest, rows.tolist(), list(ways), list(shots), seed, heads, program()])
     for place, test in enumerate(chosen):
-        known = ~np.isin(label, test)
-        centre = np.mean([features[label == c].mean(0) for c in names if c not in test], 0)
-        for w in ways:
-            for k in shots:
-                queries = min(QUERIES, min(count[c] for c in test) - k)
-                e = sample_episodes(label, lesion, list(test), w, k, queries, EPISODES, seed)
-                truth = np.repeat(np.arange(w), queries)
-                for arm, (_, heads, centred) in ARMS.items():
-                    x = features - centre if centred else features
-                    head = heads[0] if len(heads) == 1 else tuned(heads, Public(x[known], label[known]), w, k)[0]
-                    right = [
-                        float((head(x[i[:, :k]], x[i[:, k:]].reshape(-1, x.shape[1])).argmax(1) == truth).mean())
-                        for i in e.index
-                    ]
-                    found[arm].setdefault(e.name, []).append(right)
-        print(f"split {place + 1}/{len(chosen)}: {', '.join(test)}", flush=True)
+        path = out / "splits" / f"{hashlib.sha256((asked + ','.join(test)).encode()).hexdigest()[:16]}.json"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            write_atomic(path, json.dumps(_one(features, label, lesion, test, ways, shots, seed)).encode())
+            print(f"split {place + 1}/{len(chosen)}: {', '.join(test)}", flush=True)
+        for arm, by in json.loads(path.read_bytes()).items():
+            for kind, right in by.items():
+                found[arm].setdefault(kind, []).append(right)
     return {
         "splits": [list(t) for t in chosen],
         "episodes": EPISODES,
         "arms": {a: {k: _over_splits(np.array(v)) for k, v in by.items()} for a, by in found.items()},
         "ours minus": _differences(found),
     }
+
+
+def _one(
+    features: Array,
+    label: Array,
+    lesion: Array,
+    test: Sequence[str],
+    ways: Sequence[int],
+    shots: Sequence[int],
+    seed: int,
+) -> dict[str, dict[str, list[float]]]:
+    """Of every head and kind of episode the share of right answers in each episode of one split."""
+    known, out = ~np.isin(label, test), {arm: dict[str, list[float]]() for arm in ARMS}
+    centre = np.mean([features[label == c].mean(0) for c in np.unique(label[known])], 0)
+    for w in ways:
+        for k in shots:
+            queries = min(QUERIES, min(int((label == c).sum()) for c in test) - k)
+            e = sample_episodes(label, lesion, list(test), w, k, queries, EPISODES, seed)
+            truth = np.repeat(np.arange(w), queries)
+            for arm, (_, heads, centred) in ARMS.items():
+                x = features - centre if centred else features
+                head = heads[0] if len(heads) == 1 else tuned(heads, Public(x[known], label[known]), w, k)[0]
+                out[arm][e.name] = [
+                    float((head(x[i[:, :k]], x[i[:, k:]].reshape(-1, x.shape[1])).argmax(1) == truth).mean())
+                    for i in e.index
+                ]
+    return out
 
 
 def _over_splits(right: Array) -> dict[str, Any]:
