@@ -79,12 +79,14 @@ def given(site: Site, plan: Plan, cohort: str, facts: Mapping[str, Any], cost: M
 
 
 def approve(state: Path, prefix: str, officer: str) -> Asked:
-    """Says yes to the one plan whose hash begins with `prefix`. Raises InputError when it names none, or several."""
+    """Says yes to the one plan whose hash begins with `prefix`. Raises InputError when it names none, or several, or nobody answers."""
+    if not officer.strip():
+        raise InputError("is empty", where="--officer", do="give the name of the officer who answers for the plan")
     entries = asked(state)
     found = [entry for entry in entries if len(prefix) >= SHORTEST and entry.plan.startswith(prefix.lower())]
-    if len(found) != 1 or not officer.strip():
-        do = "sgps-client plans list; give the officer's name"
-        raise InputError(f"names {len(found)} plans; one is needed, by at least {SHORTEST} digits", where=prefix, do=do)
+    if len(found) != 1:
+        what = f"names {len(found)} plans; one is needed, by at least {SHORTEST} digits"
+        raise InputError(what, where=prefix or "plan", do="sgps-client plans list")
     yes = Asked(**{**vars(found[0]), "officer": officer.strip()})
     _write(state, [yes if entry == found[0] else entry for entry in entries])
     return yes

@@ -1,0 +1,83 @@
+"""`sgps-client plans`: what a person sees of a plan before anything is read, and what a yes is."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+import site_bench
+from site_bench import Bench
+
+from sgps_client import approval, cli
+from sgps_client.round import RoundFailed, answer
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return site_bench.make(tmp_path / "north", approve="manual")
+
+
+@pytest.fixture
+def plans(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def command(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sgps-client", "plans", *words, "--config", str(bench.file)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return command
+
+
+def put(bench: Bench, **changes: Any) -> str:
+    """A plan arrives; nobody has said yes. Returns its hash."""
+    plan = bench.plan(**changes)
+    signed = plan.sign(bench.key)
+    with pytest.raises(RoundFailed, match="waits for approval"):
+        answer(bench.site, signed.text, signed.signature, bench.start(), wait=False)
+    return plan.sha256()
+
+
+def test_a_person_sees_whose_patients_and_what_they_pay_and_says_yes(bench: Bench, plans: Any) -> None:
+    assert plans("list") == (0, "no plan has been put to a person\n", "")
+    name = put(bench)
+    line = (
+        f"{name[:12]}  round 1 (rows)  cohort first: 5 patients (patient_id)  noise 1.391  epsilon 3.000 in this federation at delta "
+        "1e-05 (mu 0.719), over all federations from 0.000 to 3.000 of 3  "
+    )
+    assert plans("list") == (0, f"{line}waits for approval\n", "")
+    (facts,) = json.loads(plans("list", "--json")[1])["plans"]
+    assert (facts["plan"], facts["patients"], facts["budget"], facts["officer"]) == (name, 5, 3.0, "")
+    assert plans("approve", name[:12], "--officer", "Dr Officer") == (0, f"{line}approved by Dr Officer\n", "")
+    assert plans("list")[1].endswith("approved by Dr Officer\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("0" * 12, "--officer", "Dr Officer"), "names 0 plans; one is needed"),
+        (("", "--officer", "Dr Officer"), "names 0 plans; one is needed"),
+        (("{plan}", "--officer", " "), "--officer: is empty - give the name of the officer"),
+        (("{plan}",), "Missing option '--officer'"),
+    ],
+)
+def test_a_yes_names_one_plan_and_an_officer(bench: Bench, plans: Any, words: tuple[str, ...], said: str) -> None:
+    name = put(bench)
+    code, out, err = plans("approve", *(word.format(plan=name) for word in words))
+    assert (code, out) == (2, "") and said in err and err.count("\n") == 1
+    assert plans("list")[1].endswith("waits for approval\n")
+
+
+def test_a_list_of_an_earlier_version_is_read(bench: Bench, plans: Any) -> None:
+    name = put(bench)
+    (entry,) = json.loads((bench.site.state / approval.FILE).read_text())
+    old = {key: entry[key] for key in ("plan", "round", "kind", "cohort", "sigma", "epsilon", "mu", "delta", "officer")}
+    (bench.site.state / approval.FILE).write_text(json.dumps([old]))
+    code, out, _ = plans("approve", name[:8], "--officer", "Dr Officer")
+    assert code == 0 and "cohort first  noise 1.391" in out
+    (bench.site.state / approval.FILE).write_text("[{}]")
+    code, _, err = plans("list")
+    assert code == 7 and "approvals.json: is damaged - remove it: every plan is asked for again" in err
