@@ -96,6 +96,11 @@ class Inspection:
             mean = c.figures.get("cosine", {}).get("mean", "unknown")
             lines.append(
                 f"  rows up to round {c.last}: carried from base network {c.before[:16]} by map {c.map_sha256[:16]}; cosine on classes left out {mean}"
+                + (
+                    f"; {len(c.left)} classes of kinds of pictures that the map has not seen stayed behind"
+                    if c.left
+                    else ""
+                )
             )
         for one in self.prices:
             lines.append(f"privacy statement of {one.site}")

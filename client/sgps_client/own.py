@@ -95,7 +95,7 @@ def own_contributions(site: Site, release: Release, ledger: "Ledger") -> list[Co
         arrays = egress.decode(payload).arrays
         part = Contribution(arrays[ROWS], arrays[COUNTS], float(entry["sigma"]))
         try:
-            parts.append(carry.brought(steps, maps, entry["round"], part))
+            parts.append(carry.brought(steps, maps, entry["round"], part, release.manifest.classes))
         except ValueError as error:
             raise StateError(
                 f"what round {entry['round']} sent does not fit the release: {error}",

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from sgps import carry
+from sgps.catalogue import Catalogue
 from sgps.errors import InputError, StateError
 from sgps.memory import COUNTS, ROWS, Contribution, Memory, pool
-from sgps.release import GENERATOR, Carry, Release, encoder_sha256, memory_bytes
+from sgps.release import CATALOGUE, GENERATOR, Carry, Release, encoder_sha256, memory_bytes
 from sgps.signing import load_private
 from sgps_server import releases
 from sgps_server.audit import Audit
@@ -24,11 +25,13 @@ from sgps_server.registry import Registry
 
 @dataclass(frozen=True)
 class Carried:
-    """release: the new one. rows: classes that have a row of some worth, before and after. lost: rounds of episodes, whose change of the
+    """release: the new one. rows: classes that have a row of some worth, before and after. left: classes whose row had some worth and stayed behind,
+    because the map has not seen their kind of pictures. lost: rounds of episodes, whose change of the
     old generator is not in the new one."""
 
     release: Release
     rows: tuple[int, int]
+    left: tuple[str, ...]
     lost: tuple[int, ...]
 
 
@@ -58,7 +61,15 @@ def carry_over(folder: Folder, source: Release, file: Path) -> Carried:
         gone = Registry(folder.registry).entries().withdrawn
         counted = [r for r in state.accepted if r.site not in gone or not separable(state.terms[r.round])]
         about = found.about
-        step = Carry(before=about.before, after=about.after, last=state.done, map_sha256=sha256, figures=about.figures)
+        left = carry.unseen(Catalogue.load(source.folder / CATALOGUE), source.manifest.classes, about.domains)
+        step = Carry(
+            before=about.before,
+            after=about.after,
+            last=state.done,
+            left=left,
+            map_sha256=sha256,
+            figures=about.figures,
+        )
         known = (*carry.maps(before), found)
         steps = (*(before.manifest.carried or ()), step)
         memory = _pooled(source, steps, known, counted, checkpoint)
@@ -70,7 +81,8 @@ def carry_over(folder: Folder, source: Release, file: Path) -> Carried:
         checkpoint.save(done=number)
         audit.add("release", release=release.folder.name, sha256=release.sha256)
     lost = sorted({r.round for r in counted if not separable(state.terms[r.round])})
-    return Carried(release, (_worth(before.memory()), _worth(memory)), tuple(lost))
+    had = _worth(before.memory())
+    return Carried(release, (len(had), len(_worth(memory))), tuple(c for c in had if c in left), tuple(lost))
 
 
 def _pooled(
@@ -82,15 +94,21 @@ def _pooled(
 ) -> Memory:
     sent = {(r.round, r.site): checkpoint.contributions[(r.round, r.site)] for r in counted}
     parts = [
-        carry.brought(steps, known, place[0], Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma))
+        carry.brought(
+            steps,
+            known,
+            place[0],
+            Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma),
+            source.manifest.classes,
+        )
         for place, s in sorted(sent.items())
         if s.terms.kind == "rows"
     ]
     return pool(source.memory().coordinates, source.manifest.classes, parts)
 
 
-def _worth(memory: Memory) -> int:
-    return sum(memory.worth(c) > 0 for c in range(len(memory.ids)))
+def _worth(memory: Memory) -> list[str]:
+    return [one for c, one in enumerate(memory.ids) if memory.worth(c) > 0]
 
 
 def _fits(before: Release, source: Release, found: carry.Map, file: Path) -> None:
@@ -133,6 +151,10 @@ def describe(made: Carried) -> str:
         f"{made.rows[1]} classes have a row that is used ({made.rows[0]} before); cohorts that have paid have paid",
         f"it counts as round {int(made.release.folder.name)}: write `rounds` accordingly where further rounds are to follow",
     ]
+    if made.left:
+        lines.append(
+            f"left behind: {', '.join(made.left)}; the map has not seen their kind of pictures, rows of another hash are not used"
+        )
     if made.lost:
         rounds = ", ".join(map(str, made.lost))
         lines.append(f"what round {rounds} of episodes trained was part of the old generator and is not in the new one")

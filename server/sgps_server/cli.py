@@ -264,7 +264,7 @@ def carry(
     m = made.release.manifest
     fields = {
         "name": made.release.folder.name, "sha256": made.release.sha256, "encoder_sha256": m.encoder_sha256,
-        "rows_before": made.rows[0], "rows": made.rows[1], "episodes_lost": list(made.lost),
+        "rows_before": made.rows[0], "rows": made.rows[1], "left": list(made.left), "episodes_lost": list(made.lost),
     }  # fmt: skip
     _tell(as_json, fields, carrying.describe(made))
 

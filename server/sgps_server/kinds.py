@@ -71,7 +71,7 @@ def _pooled(release: Release, every: Mapping[tuple[int, str], Sent], now: Sequen
     """The class memory, from the contributions of all rounds; those that an older base network made, through the release's maps."""
     memory, maps, steps = release.memory(), carry.maps(release), release.manifest.carried or ()
     parts = [
-        carry.brought(steps, maps, round, Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma))
+        carry.brought(steps, maps, round, Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma), memory.ids)
         for (round, _), s in every.items()
     ]
     after = pool(memory.coordinates, memory.ids, parts)

@@ -113,7 +113,11 @@ def carried(
         maps = [c.map_sha256 for c in found.manifest.carried or ()]
         rows = sha256_file(target / MEMORY) == hashlib.sha256(memory).hexdigest()
         if not rows or maps != [c.map_sha256 for c in steps]:
-            raise StateError("is another release", where=target, do="restore the folder from a backup")
+            raise StateError(
+                "is another release",
+                where=target,
+                do="finish `releases repool` where that was interrupted, else restore the folder from a backup",
+            )
         return found
     manifest = source.manifest.model_copy(
         update={

@@ -4,7 +4,8 @@ Fitted on public images alone, which both bases read; whatever is computed from 
 record's row (of norm sqrt(.8), `sgps.memory.record`) of the old base to that of the new one, so it takes sums of records to sums, row by
 row, and leaves counts as they are. Noise that was the same in every coordinate is correlated afterwards; of its covariance the diagonal
 is kept, which is what a blend by coordinate asks for. What the map cannot know of a class that it never saw is its *error*: measured with
-each public class left out in turn, and added to the doubt of every row that came through it, whatever its number of patients.
+each public class left out in turn, and added to the doubt of every row that came through it, whatever its number of patients. Of kinds of pictures that it never saw a map knows
+nothing (docs/results/carry.md): rows of such classes stay behind.
 
     matrix  [k', k]  old row -> new row; unused coordinates are zero
     error   [k']     mean squared distance, by coordinate, between the carried and the own mean record of a class left out
@@ -15,7 +16,7 @@ NumPy only: the coordinator carries without torch.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
+from sgps.catalogue import Catalogue
 from sgps.errors import InputError, SignatureError
 from sgps.files import read_limited, write_atomic
 from sgps.memory import SHARE_ROW, Array, Contribution, Coordinates, flat
@@ -39,10 +41,12 @@ _TINY = 1e-9
 
 
 class About(Settings):
-    """What a map says of itself. before, after: hashes of base network and coordinates. figures: how much it loses."""
+    """What a map says of itself. before, after: hashes of base network and coordinates. domains: kinds of pictures that it has seen, as the
+    catalogue names them; of others it knows nothing. figures: how much it loses."""
 
     before: Hex
     after: Hex
+    domains: tuple[str, ...] = ()
     figures: dict[str, Any]
 
 
@@ -139,16 +143,25 @@ def maps(release: Release) -> tuple[Map, ...]:
     return known
 
 
-def brought(steps: Sequence[Carry], known: Sequence[Map], round: int, part: Contribution) -> Contribution:
+def brought(
+    steps: Sequence[Carry], known: Sequence[Map], round: int, part: Contribution, classes: Sequence[str]
+) -> Contribution:
     """What a site sent in a round, in the space of the release: through every map that came after it. steps: of its manifest; known: of
-    `maps`.
+    `maps`. Rows of classes that a step left behind are empty.
 
     Raises ValueError when the shapes do not fit.
     """
     for carried, one in zip(steps, known, strict=True):
         if round <= carried.last:
-            part = one.carry(part)
+            part, stays = one.carry(part), ~np.isin(classes, carried.left)
+            part = replace(part, rows=part.rows * stays[:, None], counts=part.counts * stays)
     return part
+
+
+def unseen(catalogue: Catalogue, classes: Sequence[str], domains: Sequence[str]) -> tuple[str, ...]:
+    """Classes of kinds of pictures that a map has not seen: their rows stay behind."""
+    known = {e.id for e in catalogue.entries if e.domain in domains}
+    return tuple(c for c in classes if c not in known)
 
 
 # --- from public features --------------------------------------------------------------------------------------------

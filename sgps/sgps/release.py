@@ -82,11 +82,13 @@ class Round(Settings):
 
 class Carry(Settings):
     """Rows that came from an older base network (`sgps.carry`). before, after: hashes of base network and coordinates. last: round up to
-    which sums were sent in the old space. figures: what the map loses, as its file says."""
+    which sums were sent in the old space. left: classes whose rows stayed behind, because the map has not seen their kind of pictures.
+    figures: what the map loses, as its file says."""
 
     before: Hex
     after: Hex
     last: int
+    left: tuple[ClassId, ...] = ()
     map_sha256: Hex
     figures: dict[str, Any]
 

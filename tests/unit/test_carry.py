@@ -188,8 +188,12 @@ def test_only_rounds_before_the_map_go_through_it(tmp_path: Path) -> None:
     release = carried_release(tmp_path)
     steps, known = release.manifest.carried or (), maps(release)
     part = Contribution(np.ones((3, 4)), np.ones(3), 1.0)
-    assert brought(steps, known, 3, part) is part
-    assert brought(steps, known, 2, part).error == pytest.approx(np.full(4, 0.1))
+    assert brought(steps, known, 3, part, tiny_release.CLASSES) is part
+    assert brought(steps, known, 2, part, tiny_release.CLASSES).error == pytest.approx(np.full(4, 0.1))
+    behind = (steps[0].model_copy(update={"left": ("df",)}),)
+    found = brought(behind, known, 2, part, tiny_release.CLASSES)
+    assert found.counts.tolist() == [1, 0, 1] and not found.rows[1].any() and found.rows[0].all()
+    assert brought(behind, known, 3, part, tiny_release.CLASSES) is part
 
 
 def test_rows_of_another_base_are_not_used(tmp_path: Path) -> None:
@@ -238,5 +242,9 @@ def test_a_map_from_pictures(tmp_path: Path, small_release: "object") -> None:
         measure((new, old), tmp_path / "map", [data], ["kind4"], 12)
     with pytest.raises(InputError, match="2 classes"):
         making.make(old, new, [data], leave_out=["kind2", "kind3", "kind4"])
+    named = making.make(old, new, [data], leave_out=["kind4"], domains=["dermoscopy"]).about.domains
+    assert (found.about.domains, named) == ((), ("dermoscopy",))
+    with pytest.raises(InputError, match=r"xray is in no class of the catalogue.*dermoscopy"):
+        making.make(old, new, [data], domains=["xray"])
     with pytest.raises(InputError, match="same base"):
         making.make(old, old, [data])

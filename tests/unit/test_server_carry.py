@@ -15,13 +15,14 @@ import tiny_release
 from local_rounds import run
 
 from sgps.carry import About, Map, brought, maps
+from sgps.catalogue import SHIPPED
 from sgps.errors import InputError, SgpsError, StateError
 from sgps.files import sha256_file
 from sgps.memory import COUNTS, ROWS, Contribution, Coordinates, Memory, pool
 from sgps.release import BANK, CATALOGUE, GENERATOR, MANIFEST, MEMORY, Release, encoder_sha256, memory_bytes, write
 from sgps.signing import load_private
 from sgps_server import audit, enrolment, releases
-from sgps_server.carry import carry_over
+from sgps_server.carry import carry_over, describe
 from sgps_server.checkpoint import Checkpoint, read_state
 from sgps_server.cli import app
 from sgps_server.config import Folder, locked
@@ -47,18 +48,26 @@ def other_base(target: Path, seed: int = 1, **changes: Any) -> Release:
     place = Coordinates(np.zeros(tiny_release.FEATURES, np.float32), axes, radius=3.0, within=2.0)
     memory = Memory.empty(place, old.manifest.classes)
     encoder = encoder_sha256(old.tensors(GENERATOR, "base."), old.manifest.architecture, memory)
-    contents: dict[str, bytes | Path] = {n: source / n for n in (GENERATOR, BANK, CATALOGUE)}
+    contents: dict[str, bytes | Path] = {CATALOGUE: SHIPPED, **{n: source / n for n in (GENERATOR, BANK)}}
     contents[MEMORY] = memory_bytes(changes.pop("memory", memory))
     write(target, contents, old.manifest.model_copy(update={"encoder_sha256": encoder, **changes}), None)
     return Release.open(target, sha256=sha256_file(target / MANIFEST))
 
 
-def a_map(before: Release, after: Release, path: Path, about: dict[str, str] | None = None) -> Path:
+def a_map(
+    before: Release,
+    after: Release,
+    path: Path,
+    about: dict[str, str] | None = None,
+    domains: tuple[str, ...] = ("dermoscopy",),
+) -> Path:
     shape = [len(r.memory().coordinates.directions) for r in (after, before)]
     rng = np.random.default_rng(2)
     facts = {"before": before.manifest.encoder_sha256, "after": after.manifest.encoder_sha256, **(about or {})}
     Map(
-        rng.normal(size=shape), rng.uniform(0, 0.01, shape[0]), About(**facts, figures={"cosine": {"mean": 0.9}})
+        rng.normal(size=shape),
+        rng.uniform(0, 0.01, shape[0]),
+        About(**facts, domains=domains, figures={"cosine": {"mean": 0.9}}),
     ).write(path)
     return path
 
@@ -72,7 +81,9 @@ def again(folder: Folder, release: Release, *pairs: tuple[int, str]) -> Memory:
     """The memory of these contributions, from their bytes and the maps of the release."""
     kept, steps, known = Checkpoint(folder.state).contributions, release.manifest.carried or (), maps(release)
     parts = [
-        brought(steps, known, n, Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma))
+        brought(
+            steps, known, n, Contribution(s.arrays[ROWS], s.arrays[COUNTS], s.terms.sigma), release.manifest.classes
+        )
         for n, s in ((pair[0], kept[pair]) for pair in pairs)
     ]
     return pool(release.memory().coordinates, release.manifest.classes, parts)
@@ -120,6 +131,21 @@ def test_rows_come_along_and_later_rounds_join_them(folder: Folder, tmp_path: Pa
     same(opened(folder, 4).memory(), again(folder, opened(folder, 4), *kept))
     key = load_private(folder.keys / "plan.key").public_key()
     audit.verify(folder.audit, releases.anchors(folder.releases, key))
+
+
+def test_rows_of_pictures_that_the_map_never_saw_stay_behind(folder: Folder, tmp_path: Path) -> None:
+    run(folder, 1, wait_for=3)
+    source = other_base(tmp_path / "new")
+    file = a_map(opened(folder, 1), source, tmp_path / "map", domains=("chest x-ray",))
+    made = carry_over(folder, source, file)
+    assert (made.rows, made.left) == ((1, 0), ("df",))
+    memory = opened(folder, 2).memory()
+    assert not memory.total.any() and not memory.count.any() and memory.worth(1) == 0
+    assert (opened(folder, 2).manifest.carried or ())[0].left == source.manifest.classes
+    assert "left behind: df" in describe(made)
+    run(folder, 3, wait_for=3)
+    fresh = opened(folder, 3).memory()
+    assert fresh.count[1] > 20 and fresh.worth(1) > 0
 
 
 def test_two_maps_one_after_the_other(folder: Folder, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgps.carry import About, Fit, Map, directions, fit
+from sgps.catalogue import Catalogue
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError
 from sgps.memory import SHARE_COUNT, SHARE_ROW, Contribution, Coordinates, pool
 from sgps.pretrain.pictures import Listing, listing
 from sgps.pretrain.progress import Report, silent
-from sgps.release import Release
+from sgps.release import CATALOGUE, Release
 
 Array = NDArray[Any]
 MOST_PATIENTS = 200  # of a class
@@ -39,9 +40,11 @@ def make(
     leave_out: Sequence[str] = (),
     most: int = MOST_PATIENTS,
     report: Report = silent,
+    domains: Sequence[str] = (),
 ) -> Map:
     """data: zips or folders of class folders, public. leave_out: classes that are not looked at, beside those that the provenance of either
-    release names. most: patients of a class, a seeded choice.
+    release names. most: patients of a class, a seeded choice. domains: kinds of pictures that the data show, beside those of the classes
+    that the new release's catalogue knows by the names of their folders.
 
     Raises InputError when the releases have the same base, or the data hold too few classes or patients.
     """
@@ -49,6 +52,12 @@ def make(
     if old == new:
         raise InputError("has the same base network and coordinates", where=after.folder, do="no map is needed")
     out = {c for r in (before, after) for p in r.manifest.provenance for c in p.left_out} | set(leave_out)
+    catalogue = Catalogue.load(after.folder / CATALOGUE)
+    kinds = {e.domain for e in catalogue.entries}
+    if wrong := sorted(set(domains) - kinds):
+        raise InputError(
+            f"{wrong[0]} is in no class of the catalogue", where="--domain", do=f"one of {', '.join(sorted(kinds))}"
+        )
     found, sets = patients((before, after), data, out, most, report)
     places = [r.memory().coordinates for r in (before, after)]
     try:
@@ -70,7 +79,9 @@ def make(
         "data": sets,
         "left_out": sorted(out),
     }
-    return Map(made.matrix, made.error, About(before=old, after=new, figures=figures))
+    entries = [catalogue.find(c.split("/", 1)[1]) for c in names.tolist()]
+    seen = {e.domain for e in entries if e is not None} | set(domains)
+    return Map(made.matrix, made.error, About(before=old, after=new, domains=tuple(sorted(seen)), figures=figures))
 
 
 def _ceiling(made: Fit, new: Coordinates) -> float:
