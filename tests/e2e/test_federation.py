@@ -98,9 +98,12 @@ class Federation(fed.Federation):
         bench.write(url=f"https://localhost:{self.port}", **{"site": name, **changes})
         return bench.site
 
-    def run(self, site: Site, *options: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """environment: of another installation of the client."""
-        command = [sys.executable, "-m", "sgps_client.cli", "start", "--config", str(site.file), "--json", *options]
+    def run(
+        self, site: Site, *options: str, environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = ("-m", "sgps_client.cli"),
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
+        """environment: of another installation of the client. program: the client, or one that does something to it first."""
+        command = [sys.executable, *program, "start", "--config", str(site.file), "--json", *options]
         with (site.folder / "out.log").open("ab") as log:
             process = subprocess.Popen(command, env=environment or fed.environment(), stdout=log, stderr=log)
         self.processes.append(process)
@@ -150,7 +153,7 @@ def test_two_sites_contribute_one_receives_and_all_end_with_the_same_release(wor
     new, strange = (installation.Installation(work / name, name) for name in ("new", "strange"))
     codes = {"north": contributor_code(), "south": new.code(), "east": strange.code()}
     assert len({*codes.values()}) == 3
-    f = Federation(work, code=[codes["south"]], wait_for=3)
+    f = Federation(work, code=[codes["south"]], wait_for=3, patience=300)
     north, south, east = f.site("north"), f.site("south"), f.site("east")
     west = f.site("west", role="receive", slots=None, cohorts=None)
     coordinator = f.start("--linger", 180)
@@ -221,6 +224,38 @@ def test_a_client_killed_before_its_charge_trains_afterwards(work: Path) -> None
     assert "CHARGE" not in entries(north)
     assert f.ended(f.run(north), other) == [0, 0]
     assert entries(north) == ["COHORT", "CHARGE", "COMMIT"]
+
+
+SLOW = """
+import time
+from sgps_client import round as rounds
+from sgps_client.cli import main
+real = rounds._trainer
+def slow(site, plan, *rest):
+    train = real(site, plan, *rest)
+    def late():
+        payload = train()
+        time.sleep(max(0.0, plan.answer_at + 0.5 - time.time()))
+        return payload
+    return late
+rounds._trainer = slow
+main()
+"""
+
+
+def test_a_sum_that_is_late_leaves_at_the_moment_of_the_next_attempt(work: Path) -> None:
+    f = Federation(work, quorum=1, answer_after=5, deadline_after=9)
+    north = f.site("north")
+    f.coordinate()
+    assert f.ended(f.run(north, program=("-c", SLOW))) == [0]
+    assert entries(north) == ["COHORT", "CHARGE", "COMMIT"]
+    assert any("it is kept, and goes with a later attempt" in e["line"] for e in f.said(north, "failed"))
+    (arrived,), silent = f.audit("contribution"), f.audit("silent")
+    assert f.said(north, "resend") and silent and silent[-1]["attempt"] < arrived["attempt"]
+    moment = next(e["answer_at"] for e in f.said(north, "plan") if e["attempt"] == arrived["attempt"])
+    assert moment - 0.01 <= arrived["time"]
+    pooled = Release.open(f.folder.releases / "0001", key=load_public(f.folder.keys / "plan.pub"))
+    assert pooled.manifest.rounds[0].sites == ("north",)
 
 
 def test_a_round_lost_between_charge_and_outbox_is_refused_until_the_officer_forgives(work: Path) -> None:
