@@ -83,6 +83,7 @@ def read(folder: Folder) -> dict[str, Any]:
         "open_round": state.open.round if state.open else None,
         "contributed": contributed,
         "code": list(accepted_code(settings)),
+        "open_code": list(state.open.code) if state.open else None,
         "sites": {name: "unknown" for name in sorted(Registry(folder.registry).sites())},
         "waiting_for": [],
     }
@@ -113,6 +114,8 @@ def as_text(found: dict[str, Any]) -> str:
             for code in found["code"]
         ),
     ]
+    if found["open_code"] is not None and found["open_code"] != found["code"]:
+        lines += [f"round {found['open_round']} keeps code {code}, as it was issued" for code in found["open_code"]]
     if found["contributed"]:
         lines.append(f"contributed  {', '.join(found['contributed'])}")
     if found["waiting_for"]:

@@ -1,6 +1,7 @@
 """What an operator sees: quick help, one-line errors with exit codes, JSON on request, and no torch anywhere."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ import fake_site
 import federation as fed
 import tiny_release
 
+from sgps.code import contributor_code
 from sgps.errors import SgpsError
+from sgps_server.checkpoint import Checkpoint, Open
 from sgps_server.cli import app
 
 pytestmark = pytest.mark.enable_socket
@@ -54,6 +57,25 @@ def test_an_operators_first_hour(centre: Path) -> None:
     assert json.loads(run("audit", "verify", "--json", *config))["lines"] == 2
     run("sites", "revoke", "north", *config)
     assert run("sites", "list", *config) == ""
+
+
+def test_status_tells_the_code_that_plans_accept_and_what_an_open_round_keeps(centre: Path, tmp_path: Path) -> None:
+    folder, here = shutil.copytree(centre, tmp_path / "centre"), contributor_code()
+    config = folder / "federation.yaml"
+    config.write_text(config.read_text() + f'\ncode: ["{"a" * 64}"]\n')
+
+    def told() -> list[str]:
+        return [line for line in run("status", "--config", config).splitlines() if " code " in line]
+
+    every = sorted([here, "a" * 64])
+    accepts = [f"accepts code {c}{' (of this installation)' if c == here else ''}" for c in every]
+    assert told() == accepts
+    state = Checkpoint(folder / "state")
+    for code, kept in (((here,), [f"round 1 keeps code {here}, as it was issued"]), (tuple(every), [])):
+        state.save(open=Open(round=1, attempt=1, terms={}, code=code))
+        assert told() == accepts + kept
+    found = json.loads(run("status", "--json", "--config", config))
+    assert found["code"] == found["open_code"] == every
 
 
 @pytest.mark.parametrize(
