@@ -3,28 +3,18 @@
 Prints `written` when WEIGHTS holds the state dict, then its peak memory in bytes; the synthesis calibrates in between.
 """
 
-import resource
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
 
+from bench.speed_rows import peak_bytes
 from sgps.encoders import ImageEncoder
 from sgps.images import read
 from sgps.shipped import shipped_release
 from sgps.synthesis import RIVALS, Synthesizer
 
 DISEASE = "df"
-
-
-def peak_bytes() -> int:
-    """Largest resident memory of this process. Linux's ru_maxrss begins at that of the parent, VmHWM does not."""
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
 
 
 def main(kind: str, picture: Path, weights: Path) -> None:
