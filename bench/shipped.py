@@ -26,7 +26,8 @@ class Rows:
     def __init__(
         self, encoder: ImageEncoder, pictures: Pictures, features: Mapping[int, Array], views: int | None = None
     ) -> None:
-        self.encoder, self.pictures, self.known, self.target = encoder, pictures, features, encoder.target
+        self.encoder, self.pictures, self.known = encoder, pictures, features
+        self.target, self.device = encoder.target, encoder.device
         self.views = views
 
     def features(self, rows: Sequence[int], views: int | None = None, body: Any = None) -> Array:
