@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from bench.pictures import Pictures
+from sgps.device import CPU
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError
 from sgps.files import write_atomic
@@ -25,13 +26,20 @@ _SAVE, _BATCH = 256, 8  # pictures; larger batches of views only move memory
 
 
 def base_features(
-    release: Release, pictures: Pictures, rows: Array, out: Path, broken: bool = False, views: int | None = None
+    release: Release,
+    pictures: Pictures,
+    rows: Array,
+    out: Path,
+    broken: bool = False,
+    views: int | None = None,
+    device: torch.device = CPU,
 ) -> Array:
     """float32 [rows, f] under the release's base network. views: none is the release's own number.
 
-    broken: a picture that cannot be read becomes a row of NaN instead of an InputError.
+    broken: a picture that cannot be read becomes a row of NaN instead of an InputError. device: where those that are not kept
+    yet are computed.
     """
-    encoder, name = ImageEncoder(release), release.manifest.encoder_sha256[:16]
+    encoder, name = ImageEncoder(release, device), release.manifest.encoder_sha256[:16]
     if views is None:
         return kept(name, encoder.features, pictures, rows, out, broken)
     return kept(f"{name}-{views}", lambda images: encoder.features(images, views), pictures, rows, out, broken)

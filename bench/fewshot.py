@@ -28,6 +28,7 @@ from bench.figures import compared
 from bench.measure import Answers, Shelf, answer
 from bench.shifts import SHIFTS, Shifted
 from bench.splits import splits
+from sgps.device import choose, described
 from sgps.episodes import paired_difference
 from sgps.errors import InputError, SgpsError
 from sgps.files import sha256_file, write_atomic
@@ -169,6 +170,7 @@ def run(
             "queries": {e.name: e.index.shape[2] - e.shots for e in w.sets},
         },
         "notes": list(w.notes),
+        "device": described(plan.device),
         "seen": seen(release, w),
         "methods": {},
         "shifts": {},
@@ -272,10 +274,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--domains", type=Path, nargs="*", default=[], help="further zips or folders; every class is a test class"
     )
     p.add_argument("--release", type=Path, help="folder of another release than the shipped one")
+    p.add_argument("--device", default="auto", help="auto, cpu or cuda: of features under the release's base network")
     p.add_argument("--out", type=Path, required=True, help="folder; features and answers are kept here too")
     a = p.parse_args(argv)
     try:
-        plan = Plan(a.ways, a.shots, a.episodes, a.slow_episodes, a.seed, methods=a.methods.split(","))
+        plan = Plan(
+            a.ways, a.shots, a.episodes, a.slow_episodes, a.seed, methods=a.methods.split(","), device=choose(a.device)
+        )
         release = Release.open(a.release, sha256=sha256_file(a.release / MANIFEST)) if a.release else None
         test = [c for c in a.meta_test.split(",") if c]
         with threadpool_limits(1):  # many small products: more threads only wait for each other

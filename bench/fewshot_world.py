@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from bench.arms import METHODS, OURS
 from bench.features import Array, base_features
 from bench.pictures import Pictures, read_pictures
+from sgps.device import CPU
 from sgps.episodes import Episodes, EpisodeSet, pack_episodes, sample_episodes
 from sgps.errors import InputError
 from sgps.pretrain.recipe import read_recipe
@@ -19,7 +21,7 @@ MOST_LESIONS, FEWEST_QUERIES = 300, 5  # of a class
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for. ways, shots: every combination; queries: of a class, fewer where a class is small."""
+    """What is asked for. ways, shots: every combination; queries: of a class, fewer where a class is small; device: of features."""
 
     ways: Sequence[int] = (2, 3)
     shots: Sequence[int] = (1, 5)
@@ -28,6 +30,7 @@ class Plan:
     seed: int = 0
     queries: int = 15
     methods: Sequence[str] = tuple(METHODS)
+    device: torch.device = CPU
 
     def most(self, name: str, release: Release) -> int:
         """Episodes of a method: those that make a body for each, and the slowest peers, get `slow`."""
@@ -70,7 +73,7 @@ def world(data: Path, test: Sequence[str], plan: Plan, release: Release, out: Pa
     if len(first) < len(rows):
         notes.append(f"{len(rows) - len(first)} pictures are copies of others, byte for byte, and were left out")
         rows = rows[np.sort(first)]
-    bad = np.isnan(base_features(release, pictures, rows, out, broken=True)[:, 0])
+    bad = np.isnan(base_features(release, pictures, rows, out, broken=True, device=plan.device)[:, 0])
     if bad.any():
         notes.append(f"{int(bad.sum())} pictures cannot be read, the first is {pictures.name[rows[bad][0]]}")
         rows = rows[~bad]

@@ -72,7 +72,14 @@ def synthesize(
             show_default=False,
         ),
     ] = None,
-    device: Device = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where it is computed; default: the site's, else auto: CUDA where it is present.",
+            metavar="auto|cpu|cuda",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a complete classifier from one exemplar and a clinical text, or from several diseases, without training."""
@@ -80,13 +87,12 @@ def synthesize(
     from sgps_client import offline
 
     offline.switch_off()
-    from sgps.device import choose
     from sgps_client import making
 
     asked = making.asked(exemplar or [], disease, text or [], class_ or [])
     making.check_target(out)
-    where = choose(device)
     site = making.site_of(config)
+    where = making.device_of(device, site)
     source = making.release_of(release, key, sha256, site)
     spec = making.encoders_of(encoders, source, site)
     classifier, notes = making.make(

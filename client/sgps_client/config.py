@@ -102,7 +102,8 @@ class SiteConfig(Settings):
     a patient with more images the first are taken, one that takes longer is the zero record. classes: local label -> catalogue id, or
     `none` to leave its pictures out.
     approve: `manual` puts every plan that passes the rules to a person before a record is read. encoders: the folder of the text
-    encoder, for releases that do not read texts with the installed one.
+    encoder, for releases that do not read texts with the installed one. device: where classifiers are synthesized; rounds are always
+    computed on the processor.
     """
 
     site: Annotated[SiteName, Field(examples=["north"])]
@@ -119,6 +120,7 @@ class SiteConfig(Settings):
     encoders: Annotated[
         str | None, Field(pattern=r"^(open_clip|transformers):.", examples=["open_clip:encoders/biomedclip"])
     ] = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     classes: dict[str, ClassId] = {}
     cohorts: tuple[Cohort, ...] = ()
 

