@@ -18,9 +18,9 @@ import numpy as np
 from bench.speed_rows import peak_bytes
 from sgps.draw import PRESETS, write_folder
 from sgps.errors import StateError
-from sgps.files import write_atomic
+from sgps.files import sha256_file, write_atomic
 from sgps.memory import Coordinates, Memory
-from sgps.release import BANK, CATALOGUE, GENERATOR, MEMORY, Release, encoder_sha256, memory_bytes, write
+from sgps.release import BANK, CATALOGUE, GENERATOR, MANIFEST, MEMORY, Release, encoder_sha256, memory_bytes, write
 from sgps.settings import dump, parse
 from sgps.shipped import shipped_release
 from sgps_client import enrolment as joining
@@ -71,7 +71,7 @@ def wide_release(target: Path, classes: int, width: int) -> Release:
     )
     files = {name: shipped.folder / name for name in (GENERATOR, BANK, CATALOGUE)}
     write(target, {**files, MEMORY: memory_bytes(memory)}, manifest, key=None)
-    return Release.open(target)
+    return Release.open(target, sha256=sha256_file(target / MANIFEST))
 
 
 def draw(folder: Path, patients: int, seed: int = 0) -> list[tuple[str, str, str]]:
