@@ -7,7 +7,7 @@ would take for the number 1.0. Here a key written twice, an anchor, an alias, a 
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -35,9 +35,24 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Every scalar stays text. A key written twice is an error."""
+    """Every scalar stays text. A key written twice, an anchor, an alias, a tag and a null are errors, found in the one pass that reads
+    the text: a release's manifest is read at every round."""
 
     yaml_implicit_resolvers = {}
+
+    def fetch_anchor(self) -> None:
+        self._refuse("no anchor, alias or tag is allowed")
+
+    fetch_alias = fetch_tag = fetch_anchor
+
+    def fetch_plain(self) -> None:
+        start = self.get_mark()
+        super().fetch_plain()
+        if self.tokens[-1].value in {"~", "null"}:
+            self._refuse("no null: leave the key out", start)
+
+    def _refuse(self, problem: str, mark: Any = None) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark or self.get_mark())
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping = super().construct_mapping(node, deep=deep)
@@ -51,11 +66,6 @@ class _Loader(yaml.SafeLoader):
 def parse(text: str, where: object) -> Any:
     """YAML text to mappings, lists and text. Raises ConfigError that names the line."""
     try:
-        for token in yaml.scan(text, Loader=_Loader):
-            if isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken):
-                raise yaml.MarkedYAMLError(problem="no anchor, alias or tag is allowed", problem_mark=token.start_mark)
-            if isinstance(token, yaml.ScalarToken) and token.plain and token.value in {"~", "null"}:
-                raise yaml.MarkedYAMLError(problem="no null: leave the key out", problem_mark=token.start_mark)
         return yaml.load(text, Loader=_Loader) or {}  # noqa: S506, TID251
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
