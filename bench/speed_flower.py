@@ -22,6 +22,7 @@ from sgps.shipped import shipped_release
 
 ANSWER_AFTER, ANSWER_AFTER_WIDE = 4.0, 15.0  # seconds; enough for two sites on two idle cores
 WIDE = 10_000, 256  # classes, as many as a plan may name, and coordinates: 10.3 MB of float32
+MOST_BUSY = 3.0  # times that
 PATIENTS = 2  # of a cohort
 SLOTS = 8  # a site holds two float64 copies of a gradient for each slot: 330 MB at the wide payload
 LONGEST = 240.0
@@ -33,7 +34,7 @@ APP = Path(__file__).resolve().parent / "stock_app"
 
 def ours(work: Path, rounds: int, answer_after: float, release: Release | None) -> tuple[World, Path]:
     """A federation that has run `rounds` and one more, which warms up. On a busy machine sites have longer until `answer_at`."""
-    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    busy = min(MOST_BUSY, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
     world = World(work, rounds + 1, 2, answer_after * busy, release)
     rows = draw(work, PATIENTS * (rounds + 1))
     groups = [rows[PATIENTS * n : PATIENTS * (n + 1)] for n in range(rounds + 1)]
@@ -113,6 +114,11 @@ class Stock:
             after - before for before, after in pairwise(map(float, found[1:]))
         ]  # the first is the start, the second warms up
 
+    def starts(self) -> list[float]:
+        """Seconds until a ClientApp's process took its message, the slower node of each round after the first."""
+        nodes = [map(float, (self.work / name / "started").read_text().split()) for name in NODES]
+        return [max(pair) for pair in zip(*nodes, strict=False)][1:]
+
     def flwr(self, *arguments: object) -> str:
         done = subprocess.run(  # noqa: S603
             [str(BIN / "flwr"), *map(str, arguments)], env=self.environment("operator"), capture_output=True, text=True,
@@ -145,7 +151,7 @@ def compare(
     stock = Stock(work / "stock", world.folder.keys, world.folder.root / "ca" / "ca.crt")
     try:
         peer = stock.run(rounds, count, width + 1)
-        peaks = stock.peaks()
+        starts, peaks = stock.starts(), stock.peaks()
     finally:
         stock.close()
     floor, peak = "stock Flower", max((v for n, v in world.peaks.items() if n != "centre"), default=0)
@@ -162,6 +168,8 @@ def compare(
         rows.note("flower", f"{payload}: of that, everything else", cycle.seconds - cycle.wait - cycle.site)
     for beside in peer:
         rows.note("flower", f"{payload}: a round of stock Flower", beside, peak=peaks["link"])
+    for start in starts:
+        rows.note("flower", f"{payload}: of that, start of the ClientApp's process at the slower node", start)
     return {"payload": payload, "bytes": 4 * count * (width + 1), "late": late, "rounds": len(cycles)}
 
 

@@ -176,7 +176,7 @@ def run(work: Path, kind: str, patients: int, repeats: int) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(rows: Rows, work: Path, sizes: tuple[int, ...] = SIZES, repeats: int = LEAST) -> None:
+def measure(rows: Rows, work: Path, sizes: tuple[int, ...] = SIZES, repeats: int = LEAST + 1) -> None:
     """`rows` rounds of so many patients, and one of `episodes`."""
     for kind, patients in (*(("rows", n) for n in sizes), ("episodes", min(EPISODES, *sizes))):
         found = run(work / f"{kind}-{patients}", kind, patients, repeats)
@@ -184,14 +184,13 @@ def measure(rows: Rows, work: Path, sizes: tuple[int, ...] = SIZES, repeats: int
         floor = "eight-view forward"
         for value, beside in zip(found["single"], found["floors"], strict=True):
             rows.note("round", f"{head}: encode, a patient", value, beside, floor=floor, peak=found["peak"])
-        first, *later = found["parts"]
+        first, *later = found["parts"]  # the first warms up what the others use again
         rows.note("round", f"{head}: whole round, patients new", first["whole"], peak=found["peak"])
         rows.note("round", f"{head}: whole round, a patient", first["whole"] / patients)
         rows.note("round", f"{head}: read and encode", first["encode"])
-        for part in found["parts"]:
+        for part in later or found["parts"]:
             rows.note("round", f"{head}: noised sum", part["sum"])
             rows.note("round", f"{head}: ledger and outbox, durable", part["ledger"])
-        for part in later or found["parts"]:
             rows.note("round", f"{head}: rules, statement and records", part["rest"])
 
 

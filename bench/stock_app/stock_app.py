@@ -1,5 +1,9 @@
-"""Both ends of the smallest Flower app: FedAvg of one array that every node sends back as it came."""
+"""Both ends of the smallest Flower app: FedAvg of one array that every node sends back as it came.
 
+Flower starts a process for each message to a ClientApp; how long that took goes to the file `started` in the node's FLWR_HOME.
+"""
+
+import os
 import time
 from pathlib import Path
 
@@ -13,8 +17,19 @@ client = ClientApp()
 server = ServerApp()
 
 
+def _age() -> float:
+    """Seconds since this process began, where /proc tells."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return 0.0
+
+
 @client.train()
 def train(message: Message, context: Context) -> Message:
+    with (Path(os.environ["FLWR_HOME"]) / "started").open("a") as file:
+        file.write(f"{_age()}\n")
     arrays = message.content.array_records["arrays"]
     return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
