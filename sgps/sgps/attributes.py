@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sgps.draw.vocabulary import ATTRIBUTES
 from sgps.errors import InputError
 from sgps.phrases import PHRASES
+from sgps.vocabulary import ATTRIBUTES
 
 _CHEST: Final = {
     "lung fields": ("clear", "lobar consolidation", "patchy opacity", "interstitial opacity"),

@@ -10,9 +10,9 @@ import pytest
 from sgps.attributes import parse
 from sgps.catalogue import SHIPPED, Catalogue, normal
 from sgps.draw import PRESETS, attribute_vector
-from sgps.draw.vocabulary import ATTRIBUTE_NAMES
 from sgps.errors import ConfigError, InputError
 from sgps.text import TextEncoder
+from sgps.vocabulary import ATTRIBUTE_NAMES
 
 HEAD = "note: reviewed by nobody\nentries:\n"
 ENTRY = "  - {id: a, name: alpha, domain: dermoscopy, text: a text, present: {network: [none]}}\n"

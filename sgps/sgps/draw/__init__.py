@@ -6,7 +6,7 @@ from sgps.draw.patient import Patient, draw_patient
 from sgps.draw.presets import PRESETS
 from sgps.draw.profile import Profile, attribute_vector, draw_profile, sampled_attributes
 from sgps.draw.text import clinical_text
-from sgps.draw.vocabulary import ATTRIBUTE_NAMES, ATTRIBUTES, MULTIPLE
+from sgps.vocabulary import ATTRIBUTE_NAMES, ATTRIBUTES, MULTIPLE
 
 __all__ = [
     "ATTRIBUTES",

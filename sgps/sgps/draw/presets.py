@@ -5,8 +5,8 @@ from types import MappingProxyType
 from typing import Final
 
 from sgps.draw.profile import Profile
-from sgps.draw.vocabulary import ATTRIBUTES, COLOUR_MEANS, MULTIPLE
 from sgps.errors import InputError
+from sgps.vocabulary import ATTRIBUTES, COLOUR_MEANS, MULTIPLE
 
 _USUAL: Final[Mapping[str, str]] = MappingProxyType(
     {

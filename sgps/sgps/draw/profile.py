@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sgps.draw.canvas import generator
-from sgps.draw.vocabulary import ATTRIBUTES, COLOUR_MEANS, MULTIPLE
 from sgps.errors import InputError
+from sgps.vocabulary import ATTRIBUTES, COLOUR_MEANS, MULTIPLE
 
 _STATED: Final = 0.5
 _STATED_ABSENT: Final = 0.15

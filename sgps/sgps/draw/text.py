@@ -8,8 +8,8 @@ import numpy as np
 
 from sgps.draw.canvas import generator
 from sgps.draw.profile import Profile, attribute_vector
-from sgps.draw.vocabulary import ATTRIBUTE_NAMES, ATTRIBUTES
 from sgps.errors import InputError
+from sgps.vocabulary import ATTRIBUTE_NAMES, ATTRIBUTES
 
 _TEXT_STREAM: Final = 6
 
