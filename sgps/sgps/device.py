@@ -1,8 +1,8 @@
 """Where numbers are computed: on the processor, or on an accelerator where there is one.
 
-Training of the base network, features and synthesis may use an accelerator. What goes into a privately noised sum never does:
-clipping, noise and the audit's claims about both are of float64 on the processor (`sgps_privacy`), and so are the pictures' features
-of a round, for an officer can have them computed again on any machine of the hospital.
+Training of the base network, features and synthesis may use an accelerator. What goes into a privately noised sum never does: its
+features are read on the processor, and clipped and noised there in float64 (`sgps_privacy`). That is where the audit's claims were
+checked, and an accelerator adds in an order of its own.
 """
 
 import contextlib

@@ -35,6 +35,9 @@ NOT_RUN = {  # first line of a block -> why it is not run here
         "wants weights that cannot be had here; test_open_pipeline.py runs the path"
     ),
     "sgps-client export --model model --onnx model.onnx": "run by test_export.py, with the reader of the file",
+    "sgps pretrain base --data images --out base --device cuda": "wants an accelerator; test_accelerator.py runs it where there is one",
+    "python -m pytest -m accelerator": "wants an accelerator",
+    "python -m bench.throughput --out throughput": "takes a minute; test_device.py runs its measure",
     "sgps-client serve --models classifiers": "serves until it is stopped; run by test_serve.py",
 }
 _FENCE = re.compile(r"(?:<!-- test: (\w+) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)

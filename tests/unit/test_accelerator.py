@@ -19,10 +19,10 @@ from sgps.classifier import Classifier
 from sgps.device import CPU, choose, exact
 from sgps.draw import draw_patient, draw_profile
 from sgps.encoders import ImageEncoder
-from sgps.episodes import accuracy, sample_episodes
 from sgps.pretrain import base, distil, loop, statistics
+from sgps.pretrain.augment import centre_view
 from sgps.pretrain.loop import Stage
-from sgps.pretrain.networks import Arithmetic, base_network, extract, load_state, read_teacher
+from sgps.pretrain.networks import Arithmetic, base_network, load_state, pooled, read_teacher
 from sgps.pretrain.pool import Pool
 from sgps.pretrain.progress import Report, Stop, silent
 from sgps.pretrain.recipe import Draw, Recipe, read_recipe
@@ -94,7 +94,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(data: Path) -> Recipe:
     recipe = read_recipe(data / "recipe.yaml")
-    settings = recipe.distil.model_copy(update={"horizon": 2 * STEPS, "batch": 16, "mixed": 0.0})
+    settings = recipe.distil.model_copy(update={"horizon": STEPS, "batch": 32, "mixed": 0.0})
     return recipe.model_copy(update={"distil": settings, "size": SIZE})
 
 
@@ -119,16 +119,20 @@ def distilled(sets: Any, recipe: Recipe, arithmetic: Arithmetic, folder: Path, s
     return stage.kept(steps), losses
 
 
+@torch.no_grad()
 def held_out(weights: Path, device: torch.device) -> float:
-    """Accuracy of 5-way 5-shot episodes on drawn diseases that no training saw."""
-    profiles, patients = range(700, 712), range(20)
-    pixels = np.stack([draw_patient(draw_profile(p), i, views=1, size=SIZE)[0] for p in profiles for i in patients])
-    label = np.repeat([f"d{p}" for p in profiles], len(patients))
-    net = base_network(load_state(weights)).to(device)
-    _, eight = extract(net, pixels.__getitem__, len(pixels), SIZE)
-    lesion = np.array([str(i) for i in range(len(label))])
-    episodes = sample_episodes(label, lesion, sorted(set(label.tolist())), 5, 5, count=400)
-    return float(accuracy(eight - eight.mean(0), episodes).mean())
+    """How well the network follows its teacher on drawn diseases that no training saw: mean cosine of centred features.
+
+    With the statistics of these pictures: those of twenty steps are still far from any, and an accuracy under them moves by 7 points
+    between two number formats of one processor.
+    """
+    pixels = np.stack(
+        [draw_patient(draw_profile(p), i, views=1, size=SIZE)[0] for p in range(700, 712) for i in range(20)]
+    )
+    x, net = centre_view(pixels, SIZE), base_network(load_state(weights)).to(device).train()
+    with exact(device):
+        found, wanted = pooled(net, x.to(device)).cpu(), pooled(read_teacher(), x)
+    return float(torch.cosine_similarity(found - found.mean(0), wanted - wanted.mean(0)).mean())
 
 
 def test_distillation_falls_and_measures_as_on_the_processor(

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "simulators")]
 import numberless
 import small_encoders
 import small_skin
 
+from bench.throughput import rate
 from sgps.attributes import NAMES
 from sgps.classifier import Classifier
 from sgps.device import CPU, choose, described, exact
@@ -332,3 +334,12 @@ def test_mixed_precision_trains(
     held = [t for m in modules.values() for t in m.state_dict().values() if t.is_floating_point()]
     held += [v for state in optimizer.state.values() for v in state.values()]
     assert {t.dtype for t in held} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_images_a_second_are_those_of_the_recipes_step() -> None:
+    shipped = read_recipe(None)
+    small = shipped.model_copy(update={"size": 32, "distil": shipped.distil.model_copy(update={"batch": 8})})
+    found = rate(small, Arithmetic(), 2)
+    assert found["device"] == "cpu" and found["images"] == 16
+    assert found["images a second"] > 0 and found["images a processor-second"] > 0
