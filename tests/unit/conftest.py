@@ -10,10 +10,6 @@ if TYPE_CHECKING:
     from sgps.release import Release
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "accelerator: needs a CUDA accelerator; skipped where there is none")
-
-
 SIZE, ARCHITECTURE = 32, "tf_efficientnetv2_b0"
 PROFILES, PATIENTS = 8, 16  # of the bank; profile seeds 500 and on
 
