@@ -107,6 +107,7 @@ class Bench:
                 "1 exemplar, warm: weights": (seconds(self.weights, disease), floor),
                 "1 exemplar, warm: weights and calibration": (seconds(self.calibrated, disease), floor),
                 "1 exemplar, warm: model folder, durable": (seconds(self.folder_of, disease, repeat), floor),
+                "eight-view forward of 15 pictures, writing": (seconds(self.forward, fifteen, 8), floor_of_all),
                 "3-way 5-shot, warm: weights": (seconds(self.weights, groups), floor_of_all),
                 "3-way 5-shot, warm: weights and calibration": (seconds(self.calibrated, groups), floor_of_all),
             }
