@@ -10,6 +10,7 @@ from sgps.errors import InputError, StateError
 from sgps.files import write_atomic
 from sgps.plan import Plan
 from sgps_client.config import Site
+from sgps_client.store import Store
 from sgps_privacy import statement
 
 FILE = "approvals.json"
@@ -38,8 +39,11 @@ class Asked:
     after: float = 0.0
     budget: float = 0.0
 
-    def line(self) -> str:
+    def line(self, done: int = 0) -> str:
+        """done: the last round that is known to be over (`over`)."""
         state = f"approved by {self.officer}" if self.officer else "waits for approval"
+        if self.round <= done:
+            state = f"approved by {self.officer}; its round is over" if self.officer else "its round is over"
         who, cost = f"cohort {self.cohort}", ""
         if self.patients:
             who += f": {self.patients} patient{'s' * (self.patients != 1)} ({self.unit})"
@@ -60,6 +64,12 @@ def asked(state: Path) -> list[Asked]:
         raise StateError("is damaged", where=state / FILE, do="remove it: every plan is asked for again") from error
 
 
+def over(site: Site) -> int:
+    """The last round that is over as far as this site knows: a release has the number of the round that made it."""
+    release = Store(site).newest()
+    return int(release.folder.name) if release is not None and release.folder.name.isdigit() else 0
+
+
 def _write(state: Path, entries: list[Asked]) -> None:
     write_atomic(state / FILE, json.dumps([vars(entry) for entry in entries]).encode(), 0o600)
 
@@ -78,15 +88,19 @@ def given(site: Site, plan: Plan, cohort: str, facts: Mapping[str, Any], cost: M
     return any(entry.officer for entry in found)
 
 
-def approve(state: Path, prefix: str, officer: str) -> Asked:
-    """Says yes to the one plan whose hash begins with `prefix`. Raises InputError when it names none, or several, or nobody answers."""
+def approve(site: Site, prefix: str, officer: str) -> Asked:
+    """Says yes to the one plan whose hash begins with `prefix`. Raises InputError when it names none, or several, when nobody answers, or
+    when its round is over: then the yes would count for nothing."""
     if not officer.strip():
         raise InputError("is empty", where="--officer", do="give the name of the officer who answers for the plan")
-    entries = asked(state)
+    entries = asked(site.state)
     found = [entry for entry in entries if len(prefix) >= SHORTEST and entry.plan.startswith(prefix.lower())]
     if len(found) != 1:
         what = f"names {len(found)} plans; one is needed, by at least {SHORTEST} digits"
         raise InputError(what, where=prefix or "plan", do="sgps-client plans list")
+    if found[0].round <= (done := over(site)):
+        what = f"is of round {found[0].round}, which is over: release {done:04d} is here"
+        raise InputError(what, where=found[0].plan[:12], do="wait for the next round, which asks anew")
     yes = Asked(**{**vars(found[0]), "officer": officer.strip()})
-    _write(state, [yes if entry == found[0] else entry for entry in entries])
+    _write(site.state, [yes if entry == found[0] else entry for entry in entries])
     return yes

@@ -77,11 +77,13 @@ def list_(config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None
     from sgps_client import approval
     from sgps_client.config import Site
 
-    found = approval.asked(Site.load(config).state)
+    site = Site.load(config)
+    found = approval.asked(site.state)
+    done = approval.over(site) if found else 0
     _say(
         as_json,
-        {"plans": [vars(a) for a in found]},
-        "\n".join(a.line() for a in found) or "no plan has been put to a person",
+        {"plans": [{**vars(a), "over": a.round <= done} for a in found]},
+        "\n".join(a.line(done) for a in found) or "no plan has been put to a person",
     )
 
 
@@ -91,7 +93,7 @@ def approve(plan: str, officer: OfficerOption, config: ConfigOption = SITE_YAML,
     from sgps_client import approval
     from sgps_client.config import Site
 
-    found = approval.approve(Site.load(config).state, plan, officer)
+    found = approval.approve(Site.load(config), plan, officer)
     _say(as_json, vars(found), found.line())
 
 

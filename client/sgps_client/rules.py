@@ -117,5 +117,5 @@ def _rule(holds: bool, code: str, detail: str) -> None:
 
 def _clock(plan: Plan, now: float) -> str:
     if now > plan.deadline:
-        return f"the plan's deadline passed {now - plan.deadline:.0f} s ago; check this machine's clock"
+        return f"the plan's deadline passed {now - plan.deadline:.0f} s ago; when this happens to every plan, check this machine's clock"
     return f"the plan comes from {plan.issued - now:.0f} s in the future; check this machine's clock"

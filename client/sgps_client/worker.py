@@ -208,7 +208,7 @@ class Worker:
             self._say("trouble", f"the cohorts cannot be opened: {getattr(error, 'detail', '') or error}", bad=True)
             return
         for cohort, reader in turns.items():
-            self._say("reading", f"cohort {cohort} is read and encoded; nothing is spent by that", cohort=cohort)
+            self._say("reading", f"reads and encodes cohort {cohort}; nothing is spent by that", cohort=cohort)
             start = time.monotonic()
             count = sum(record is not None for record in prepared(self.site, release, cohort, reader))
             self._say(

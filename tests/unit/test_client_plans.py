@@ -71,6 +71,17 @@ def test_a_yes_names_one_plan_and_an_officer(bench: Bench, plans: Any, words: tu
     assert plans("list")[1].endswith("waits for approval\n")
 
 
+def test_a_plan_whose_round_is_over_is_called_so_and_takes_no_yes(bench: Bench, plans: Any) -> None:
+    name = put(bench)
+    site_bench.make_release(bench.folder / "releases" / "0001", bench.key)
+    assert plans("list")[1].endswith("of 3  its round is over\n")
+    assert json.loads(plans("list", "--json")[1])["plans"][0]["over"] is True
+    code, out, err = plans("approve", name[:12], "--officer", "Dr Officer")
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert f"{name[:12]}: is of round 1, which is over: release 0001 is here - wait for the next round" in err
+    assert json.loads((bench.site.state / approval.FILE).read_text())[0]["officer"] == ""
+
+
 def test_a_list_of_an_earlier_version_is_read(bench: Bench, plans: Any) -> None:
     name = put(bench)
     (entry,) = json.loads((bench.site.state / approval.FILE).read_text())

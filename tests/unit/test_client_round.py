@@ -427,8 +427,8 @@ def test_where_a_person_must_approve_nothing_is_read_before(bench: Bench, monkey
     assert "over all federations from 0.000 to 3.000 of 3  waits for approval" in line
     for wrong in ("0" * 12, plan.sha256()[:7]):
         with pytest.raises(InputError, match="one is needed"):
-            approval.approve(bench.site.state, wrong, "Dr Officer")
-    approval.approve(bench.site.state, plan.sha256()[:12], "Dr Officer")
+            approval.approve(bench.site, wrong, "Dr Officer")
+    approval.approve(bench.site, plan.sha256()[:12], "Dr Officer")
     assert ask(bench, bench.plan(attempt=2)).status == "accepted"  # the yes is to the round, not to an attempt
     other = bench.plan(round=2, terms=bench.terms(sigma=5.0))
     assert ask(bench, other).status == "budget"
