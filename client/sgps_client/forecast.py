@@ -40,7 +40,7 @@ class Forecast:
         where = "one site" if self.sites == 1 else f"{self.sites} sites of equal size"
         share = math.ceil(100 * self.recognised)
         lines = [
-            f"{self.patients} patients of one disease in {where}, epsilon {self.epsilon:g} at delta {self.delta:g}:",
+            f"{self.patients} {_patients(self.patients)} of one disease in {where}, epsilon {self.epsilon:g} at delta {self.delta:g}:",
             f"cost   noise multiplier {self.sigma:g}, mu {self.mu:.3f}, once for each cohort",
             f"       who guesses that a patient took part, with 5 % false alarms, is right for at most {share} % of those who did",
             f"bring  signal over noise r = n mu / sqrt(S k) = {self.r:.2f}: {_verdict(self)}",
@@ -56,6 +56,10 @@ class Forecast:
         return "\n".join(lines)
 
 
+def _patients(number: int) -> str:
+    return "patient" if number == 1 else "patients"
+
+
 def _verdict(f: Forecast) -> str:
     kept = (
         f"about {max(f.kept, 0):.0f} % of the gain is kept ({f.low:.0f} to {f.high:.0f} in the measured combinations)"
@@ -68,7 +72,7 @@ def alone(patients: int, mu: float) -> str | None:
     r = patients * mu / math.sqrt(USED)
     if r >= HOPELESS:
         return None
-    few = f"{patients} patients move the shared picture of their disease by {r:.2f} of its noise"
+    few = f"{patients} {_patients(patients)} move{'s' * (patients == 1)} the shared picture of their disease by {r:.2f} of its noise"
     if r < NOTHING:
         return f"{few}: too few to help at all, even beside others; you lose nothing by only receiving (role: receive)"
     need = math.ceil(HOPELESS * math.sqrt(USED) / mu)

@@ -59,7 +59,7 @@ class Forecast:
         return "\n".join(
             [
                 (
-                    f"{self.patients} patients of one disease in {len(self.sites)} site(s), epsilon {self.epsilon:g} at delta "
+                    f"{self.patients} patient{'s' * (self.patients != 1)} of one disease in {len(self.sites)} site(s), epsilon {self.epsilon:g} at delta "
                     f"{self.delta:g} in each:"
                 ),
                 f"cost   noise multiplier {self.sigma:g}, mu {self.mu:.3f} in each site, once for each cohort",
@@ -126,6 +126,8 @@ def numbers(text: str) -> list[int]:
         p.strip().isascii() and p.strip().isdigit() and len(p.strip()) <= 7 for p in parts
     ):
         raise InputError(
-            "is not a list of numbers of patients", where="--patients", do="write 12,30,8: one for each site"
+            "is not a list of whole numbers of at most 7 digits, 10000 at most",
+            where="--patients",
+            do="write 12,30,8: the patients of each site",
         )
     return [int(p) for p in parts]

@@ -11,7 +11,7 @@ _LINES = {
     "resumed": "resumes after round {done}; round {round} is open, attempt {attempt} was its last",
     "online": "{site} is online",
     "offline": "{site} is offline",
-    "waiting": "round {round} waits for {missing} more site(s); not here: {waiting_for}",
+    "waiting": "round {round} waits for {missing} more site(s); enrolled and not here: {waiting_for}",
     "round_started": "round {round} of {rounds}, attempt {attempt}: {sites}; answers in {answer_in:.0f} s, deadline in {deadline_in:.0f} s",
     "reply": "round {round}: {site} contributed, receipt {receipt}",
     "refusal": "round {round}: {site} refused: {code}",

@@ -78,7 +78,7 @@ class Rounds:
             self._report("resumed", done=self.done, round=o.round, attempt=o.attempt)
         while self.done < self._settings.rounds:
             self._round(self.done + 1)
-        self._board.set(state="done", round=self.done, waiting_for=[])
+        self._board.set(state="done", round=self.done, rounds=max(self.done, self._settings.rounds), waiting_for=[])
 
     def _round(self, number: int) -> None:
         self._open(number)

@@ -78,7 +78,7 @@ def read(folder: Folder) -> dict[str, Any]:
         "fingerprint": fingerprint(load_public(folder.keys / "plan.pub")),
         "state": "stopped",
         "rounds_done": state.done,
-        "rounds": settings.rounds,
+        "rounds": max(settings.rounds, state.done),  # a release that was pooled again or carried counts, too
         "release": latest(folder.releases).name,
         "open_round": state.open.round if state.open else None,
         "contributed": contributed,

@@ -97,7 +97,11 @@ def read_map(path: Path) -> tuple[Map, str]:
         found = _checked(arrays["matrix"], arrays["error"], about)
     except ValidationError as error:
         raise InputError("; ".join(problems(error)), where=path, do="make it with `sgps memory map`") from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except KeyError as error:
+        raise InputError(
+            f"is no map: {error} is missing in it", where=path, do="make it with `sgps memory map`"
+        ) from error
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"is no map: {error}", where=path, do="make it with `sgps memory map`") from error
     return found, hashlib.sha256(data).hexdigest()
 

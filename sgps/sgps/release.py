@@ -130,6 +130,8 @@ class Release:
         """
         if (key is None) == (sha256 is None):
             raise ValueError("a release is opened with a pinned key or a pinned hash")
+        if not (folder / MANIFEST).is_file():
+            raise InputError("holds no release", where=folder, do=f"name a folder with {MANIFEST}")
         data = read_limited(folder / MANIFEST, MANIFEST_LIMIT)
         found = hashlib.sha256(data).hexdigest()
         again = "get the release from the coordinator again"

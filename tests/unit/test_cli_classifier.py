@@ -91,7 +91,11 @@ def test_options_that_do_not_go_together(run: Any, exemplar: Path) -> None:
     fails(run("synthesize", "--class", f"df={exemplar}", "--text", "nv=x", "--out", "m"), 2, "'nv' is no --class")
     one = ("synthesize", "--exemplar", exemplar, "--disease", "df", "--out", "m")
     fails(run(*one, "--sha256", "0" * 64), 2, "belong to --release")
-    fails(run(*one, "--with-own-patients", "--release", "r", "--sha256", "0" * 64), 2, "r/release.yaml: cannot be read")
+    fails(
+        run(*one, "--with-own-patients", "--release", "r", "--sha256", "0" * 64),
+        2,
+        "r: holds no release - name a folder with release.yaml",
+    )
     fails(run(*one, "--release", "r"), 3, "needs a pinned key")
     fails(run(*one, "--config", "none.yaml"), 2, "none.yaml: cannot be read")
 

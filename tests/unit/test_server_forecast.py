@@ -65,7 +65,7 @@ def test_json_and_errors() -> None:
     assert json.loads(out.output)["patients"] == 50
     assert len(json.loads(out.output)["sites"]) == 3
     for bad in ("", "12,,8", "a", "1.5", "-1"):
-        with pytest.raises(InputError, match="list of numbers"):
+        with pytest.raises(InputError, match="list of whole numbers"):
             numbers(bad)
     with pytest.raises(InputError, match="no patient"):
         forecast([0, 0], 3.0)

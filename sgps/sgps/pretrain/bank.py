@@ -76,7 +76,9 @@ def read_bank(path: Path) -> Made:
             about = About.model_validate_json((file.metadata() or {})[_KEY])
     except ValidationError as error:
         raise InputError("; ".join(problems(error)), where=path, do=do) from error
-    except (SafetensorError, KeyError, ValueError) as error:
+    except KeyError as error:
+        raise InputError(f"is no bank: {error} is missing in it", where=path, do=do) from error
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"is no bank: {error}", where=path, do=do) from error
     return Made(bank, about)
 

@@ -39,6 +39,8 @@ def listing(data: Path, classes: Sequence[str] = ()) -> Listing:
     A CSV inside that names pictures (image_id, isic_id, ...) names the patient or lesion (patient_id, lesion_id, ...) and, where
     the folders do not hold `classes` or there is one folder only, the class (dx, diagnosis, ...).
     """
+    if not data.is_dir() and not data.with_suffix(".zip").is_file():
+        raise InputError("is neither a zip nor a folder", where=data, do="give a zip or folder of class folders")
     source = Source(data, ".") if data.is_dir() else Source(data.parent, data.stem)
     paths = [p for n in source.names if _is_picture(p := PurePosixPath(n))]
     rows = _table(source)
