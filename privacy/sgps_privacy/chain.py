@@ -22,7 +22,10 @@ from sgps_privacy.errors import MachineFailure, Refused
 
 START = "0" * 64
 CLOCK_SLACK = 300.0  # seconds that the clock may have been set back since the last charge
-MEND = "put the newest copy of the whole folder back, from before the damage"
+MEND = (
+    "put the newest copy of the whole folder back, if no round was charged since it was made; else its cohorts are spent: "
+    "docs/how-to/deploy.md, Backup"
+)
 _DISK = {
     sqlite3.SQLITE_FULL: "free some space",
     sqlite3.SQLITE_READONLY: "make it writable for this account",

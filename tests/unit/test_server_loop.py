@@ -150,6 +150,8 @@ def test_the_next_release_without_a_site_that_withdrew_needs_no_round(folder: Fo
     said = CliRunner().invoke(app, ["releases", "repool", "--json", "--config", str(folder.config)])
     sha256 = holds(folder, 2, ("south", "west"), [1])
     assert json.loads(said.output) == {"name": "0002", "sha256": sha256, "without": ["north"]}
+    shown = json.loads(CliRunner().invoke(app, ["status", "--json", "--config", str(folder.config)]).output)
+    assert (shown["rounds_done"], shown["rounds"]) == (2, 2)  # federation.yaml still says one
     assert opened(folder, 1).manifest.rounds[0].sites == SITES  # what is out stays as it is
     assert opened(folder, 2).manifest.files[GENERATOR] == opened(folder, 1).manifest.files[GENERATOR]
     with pytest.raises(InputError, match="release 0002 holds nothing"):
