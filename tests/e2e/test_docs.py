@@ -185,6 +185,7 @@ def test_the_readme_works_as_it_stands(tmp_path: Path, release: Release) -> None
         centre_runs("sgps-server sites list")
         assert "north" in centre_runs("sgps-server releases list")
         centre_runs("sgps-server status")
+    assert "of the gain" in centre_runs("sgps-server forecast")
     assert "epsilon 2.99" in printed["ledger"] or "entries" in printed["ledger"]
     for line in site_lines:
         site.run(line)

@@ -56,6 +56,12 @@ def table(folder: Path, other: dict[str, str]) -> None:
             rows.writerow([path.stem, other.get(path.stem, path.stem)])
 
 
+def test_the_folder_of_a_site_is_not_published(small: Release, pictures: Path) -> None:
+    (pictures / "site.yaml").write_text("site: north\n")
+    with pytest.raises(InputError, match="whose pictures are private"):
+        banks.make(small, pictures, "CC0-1.0", "the archive of X")
+
+
 def test_one_sample_is_the_mean_of_a_patients_pictures(small: Release, pictures: Path, tmp_path: Path) -> None:
     made = banks.make(small, pictures, "CC0-1.0", "the archive of X")
     assert [c.id for c in made.bank.classes] == ["mel", "nv"] and made.about.patients == {"mel": 5, "nv": 5}

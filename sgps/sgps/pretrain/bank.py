@@ -24,7 +24,7 @@ from sgps.errors import InputError
 from sgps.files import read_limited, sha256_file, write_atomic
 from sgps.open_encoders import Spec
 from sgps.plan import Hex
-from sgps.pretrain.pictures import Listing, listing
+from sgps.pretrain.pictures import Listing, public
 from sgps.pretrain.progress import Report, silent
 from sgps.release import BANK, CATALOGUE, FILE_LIMIT, FILES, MANIFEST, Provenance, Release, write
 from sgps.settings import Settings, problems
@@ -100,7 +100,7 @@ def make(
     """
     if not licence.strip():
         raise InputError("is empty", where="--licence", do="say under which licence others may have these pictures")
-    one = listing(data)
+    one = public(data)
     patients = _checked(one, release)
     catalogue = Catalogue.load(release.folder / CATALOGUE)
     texts, encoder = text_encoder_of(release, encoders), ImageEncoder(release)

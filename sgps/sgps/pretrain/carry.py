@@ -13,7 +13,7 @@ from sgps.catalogue import Catalogue
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError
 from sgps.memory import SHARE_COUNT, SHARE_ROW, Contribution, Coordinates, pool
-from sgps.pretrain.pictures import Listing, listing
+from sgps.pretrain.pictures import Listing, public
 from sgps.pretrain.progress import Report, silent
 from sgps.release import CATALOGUE, Release
 
@@ -97,7 +97,7 @@ def patients(
     labels, sets, told = list[str](), list[str](), list[dict[str, Any]]()
     encoders = [ImageEncoder(r) for r in releases]
     for path in data:
-        one = listing(path)
+        one = public(path)
         rows, patient = _chosen(one, out, most)
         name = one.source.where.stem
         if name in set(sets):

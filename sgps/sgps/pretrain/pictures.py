@@ -58,6 +58,13 @@ def listing(data: Path, classes: Sequence[str] = ()) -> Listing:
     return Listing(source, *(np.array(column, np.str_) for column in zip(*columns, strict=True)))
 
 
+def public(data: Path) -> Listing:
+    """`listing`, for what is published. Raises InputError also for the folder of a site."""
+    if (data / "site.yaml").exists():
+        raise InputError("is the folder of a site, whose pictures are private", where=data, do="name public pictures")
+    return listing(data)
+
+
 def _is_picture(path: PurePosixPath) -> bool:
     hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
     return path.suffix.lower() in SUFFIXES and not hidden
