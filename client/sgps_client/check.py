@@ -49,6 +49,7 @@ def run(file: Path) -> list[Finding]:
     except SgpsError as error:
         return [raised("settings", error)]
     found.append(good("code", f"contributor code {contributor_code()}: the one that a plan must accept"))
+    found += _all(_device, site)
     found += _all(_keys, site)
     status = _Box()
     found += _all(lambda s: _network(s, status), site)
@@ -74,6 +75,20 @@ def _all(look: Callable[[Site], Iterator[Finding]], site: Site) -> list[Finding]
     except (SgpsError, Refused, PrivacyError, OSError) as error:
         found.append(raised("check", error))
     return found
+
+
+# --- device --------------------------------------------------------------------------------------------------------------
+def _device(site: Site) -> Iterator[Finding]:
+    """Nothing to say of `auto` and `cpu`, which are everywhere."""
+    if site.config.device != "cuda":
+        return
+    from sgps.device import choose, described
+
+    try:
+        yield good("settings", f"device: {described(choose(site.config.device))}; rounds use the processor")
+    except ConfigError as error:
+        what = f"`device: cuda`: {error.what}; rounds use the processor all the same, `synthesize` and `serve` would refuse"
+        yield Finding("settings", BAD, what, error.do, error.exit_code)
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
@@ -63,6 +64,17 @@ def test_a_site_in_order_has_no_problem(bench: Bench) -> None:
     assert "5 patients in 8 slots, 10 images, 3 classes; the unit is patient_id" in texts(found)
     few = next(f for f in found if f.area == "forecast")
     assert not few.bad and "too few patients to help alone" in few.what and "only receiving" in few.do
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("role", ["contribute", "receive"])
+def test_a_device_that_is_not_there_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch, role: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    bench.write(device="cuda", role=role)
+    (found,) = bad(bench)
+    assert found.exit_code == 3 and "`device: cuda`: no CUDA here" in found.what and "choose auto or cpu" in found.do
+    bench.write(device="auto", role=role)
+    assert not bad(bench)
 
 
 def test_every_problem_is_told_at_once(bench: Bench, online: dict[str, Any]) -> None:
