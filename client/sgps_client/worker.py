@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sgps.errors import NetworkError, SgpsError, SignatureError, StateError
 from sgps.files import write_atomic
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 POLL, STATUS_EVERY = 0.3, 2.0  # seconds between asking for orders, and for the coordinator's state
 FIRST_WAIT, MOST_WAIT, GROWTH = 0.5, 15.0, 1.6  # back-off after trouble, seconds
 BAD_RELEASE = 60.0  # seconds until a release that did not verify is fetched again
-MOST_FAILURES = 100  # tries of one order that fails here
+MOST_FAILURES = (
+    50_000  # tries of one order that fails here: eight days, longer than any order may hold a site (a person's yes)
+)
 
 
 @contextlib.contextmanager
@@ -269,7 +271,7 @@ class Worker:
         if self._failures > MOST_FAILURES:
             self._drop()
         else:
-            time.sleep(min(FIRST_WAIT * GROWTH**self._failures, MOST_WAIT))
+            time.sleep(min(FIRST_WAIT * GROWTH ** min(self._failures, 20), MOST_WAIT))
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT * 0.4):
@@ -310,7 +312,7 @@ class Worker:
             self.fleet.close()
         self.coordinator.close()
 
-    def _say(self, event: str, line: str, *, bad: bool = False, **facts: object) -> None:
+    def _say(self, event: str, line: str, *, bad: bool = False, **facts: Any) -> None:
         log.current()(event, line, bad=bad, **facts)
 
 

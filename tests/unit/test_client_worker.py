@@ -184,6 +184,13 @@ def test_a_failure_here_is_silence_and_stays_silence_after_the_deadline(
     assert len(again.link.answered) == 1  # an old plan that was never worked on is refused as any other
 
 
+def test_an_order_that_waits_for_a_person_for_days_is_tried_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(bench, monkeypatch, [b"order"], [*[RoundFailed("waits for approval")] * 2000, reply("accepted")])
+    monkeypatch.setattr(worker, "MOST_WAIT", 0.0)
+    run.go()
+    assert len(run.link.answered) == 1
+
+
 def test_an_order_survives_a_disk_that_is_full_for_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(bench, monkeypatch, [b"order"], [reply("accepted")])
     real, left = worker.write_atomic, [2]
