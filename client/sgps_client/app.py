@@ -76,7 +76,7 @@ def _answered(site: Site, message: Message, *, wait: bool = True) -> Message:
 
 def _tell(error: Exception) -> None:
     detail = str(error) if isinstance(error, SgpsError | PrivacyError) else f"{type(error).__name__}: {error}"
-    log.current()("failed", f"no answer: {detail}", bad=True)
+    log.current()("failed", f"no answer: {detail}", bad=True, seldom=True)
 
 
 def content(reply: Reply, site: Site) -> RecordDict:

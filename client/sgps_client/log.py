@@ -24,6 +24,7 @@ KEYS = frozenset({
     "patients", "sigma", "mu", "epsilon", "delta", "budget", "answer_at", "deadline", "receipt", "release", "sha256", "seconds", "retry",
 })
 # fmt: on
+HOUR = 3600.0  # seconds
 FILE_BYTES, FILES = 5 << 20, 5  # size and number of log files kept
 
 
@@ -47,6 +48,9 @@ class Report:
     def __init__(self, file: Path | None, line: Callable[[str], None] | None = None, **always: Any) -> None:
         """file: the site's log, made with mode 0600. line: gets the line for a person, or the JSON line. always: facts of each."""
         self._line, self._always = line, always
+        self._repeated: dict[
+            str, tuple[object, float]
+        ] = {}  # event -> what was said last, and until when that is enough
         self._log: Any = None
         if file is not None:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,7 +70,13 @@ class Report:
                 ],
             )
 
-    def __call__(self, event: str, line: str, /, *, bad: bool = False, **facts: Any) -> None:
+    def __call__(self, event: str, line: str, /, *, bad: bool = False, seldom: bool = False, **facts: Any) -> None:
+        """seldom: not again within the hour while line and facts of this event stay the same, for what an order says at every try."""
+        if seldom:
+            said, until = self._repeated.get(event, (None, 0.0))
+            if said == (line, facts) and time.monotonic() < until:
+                return
+            self._repeated[event] = (line, facts), time.monotonic() + HOUR
         facts = {**self._always, **facts}
         if self._log is not None:
             (self._log.warning if bad else self._log.info)(event, **{"detail": line, **facts})

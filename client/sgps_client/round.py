@@ -63,7 +63,7 @@ def answer(site: Site, text: str, signature: str, arrays: Arrays, *, wait: bool 
     log.current()(
         "plan",
         f"round {plan.round}: plan received, verified with the federation's key",
-        round=plan.round, attempt=plan.attempt, plan=plan.sha256(), answer_at=plan.answer_at, deadline=plan.deadline,
+        seldom=True, round=plan.round, attempt=plan.attempt, plan=plan.sha256(), answer_at=plan.answer_at, deadline=plan.deadline,
     )  # fmt: skip
     code = contributor_code()
     try:
@@ -97,6 +97,24 @@ def _silent(plan: Plan) -> RoundFailed:
     return RoundFailed(
         f"round {plan.round}: the noised sum was not ready at answer_at; it is kept, and goes with a later attempt at no further cost",
         do="ask the coordinator for a longer answer_after, or for fewer steps",
+    )
+
+
+def _too_late(site: Site, plan: Plan, began: float) -> RoundFailed:
+    """began: when the plan was allowed here, and reading could begin."""
+    if began <= plan.answer_at:
+        return RoundFailed(
+            f"round {plan.round}: the records were not ready at answer_at; nothing was charged",
+            do="they are kept for the next attempt; ask the coordinator for a longer answer_after",
+        )
+    if site.config.approve == "manual":
+        return RoundFailed(
+            f"round {plan.round}: approved, but answer_at has passed; nothing was charged",
+            do="nothing: the yes holds for the next attempt of this round",
+        )
+    return RoundFailed(
+        f"round {plan.round}: the plan came after answer_at; nothing was charged",
+        do="the records are ready for the next attempt; ask the coordinator for a longer answer_after",
     )
 
 
@@ -145,15 +163,13 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays, *, 
                 f"round {plan.round} waits for approval: it would cost cohort {cohort} epsilon {statement.up(facts['epsilon'])} in all",
                 do=f"sgps-client plans approve {plan.sha256()[:12]} --officer NAME",
             )
+        began = time.time()
         pictures = kinds.WORK[plan.kind].pictures(here(release), terms.names)
         patients = _patients(site, plan, here(release), cohort, reader, pictures)
         records = kinds.records(plan.kind, here(release), patients, None if centre is None else centre.offset)
         train = _trainer(site, plan, terms, arrays, records, facts, here(release))
         if time.time() > plan.answer_at:
-            raise RoundFailed(
-                f"round {plan.round}: the records were not ready at answer_at; nothing was charged",
-                do="they are kept for the next attempt; ask the coordinator for a longer answer_after",
-            )
+            raise _too_late(site, plan, began)
         seen = replace(seen, charged={**seen.charged, str(plan.round): plan.issued})
         seen.write(site)
         start, begun = time.monotonic(), time.time()
@@ -272,7 +288,7 @@ def _tell_cost(ledger: Ledger, plan: Plan, order: Order, facts: Mapping[str, Any
         "cost",
         f"round {plan.round}: the plan is within this site's limits; it takes cohort {order.cohort} from epsilon {statement.up(now)} to "
         f"{statement.up(after)} of {budget.epsilon:g} (noise {order.event.sigma:g}); nothing is spent yet",
-        round=plan.round, plan=order.plan_hash, cohort=order.cohort, sigma=order.event.sigma, mu=facts["mu"],
+        seldom=True, round=plan.round, plan=order.plan_hash, cohort=order.cohort, sigma=order.event.sigma, mu=facts["mu"],
         epsilon=after, budget=budget.epsilon, delta=budget.delta,
     )  # fmt: skip
     return {"before": now, "after": after, "budget": budget.epsilon}

@@ -43,5 +43,18 @@ def test_a_person_reads_the_line(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "client.jsonl").read_text())["level"] == "warning"
 
 
+def test_what_is_seldom_said_is_said_again_when_it_changed_or_after_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    report, now = log.Report(None, said.append), [1000.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    for line, attempt in (("a", 1), ("a", 1), ("a", 2), ("b", 2), ("b", 2), ("a", 1)):
+        report("plan", line, seldom=True, attempt=attempt)
+        report("failed", "x", seldom=True)
+    assert [line[-1] for line in said] == ["a", "x", "a", "b", "a"]
+    now[0] += log.HOUR
+    report("failed", "x", seldom=True)
+    assert len(said) == 6
+
+
 def test_without_a_command_nothing_is_said_and_nothing_fails() -> None:
     log.current()("plan", "round 1", round=1)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
 from site_bench import Bench
 
-from sgps_client import approval, cli
+from sgps_client import app, approval, cli, log
 from sgps_client.round import RoundFailed, answer
+from sgps_privacy.egress import Reply
 
 
 @pytest.fixture
@@ -32,13 +34,16 @@ def plans(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return command
 
 
+def order(bench: Bench, **changes: Any) -> Reply:
+    signed = bench.plan(**changes).sign(bench.key)
+    return answer(bench.site, signed.text, signed.signature, bench.start(), wait=False)
+
+
 def put(bench: Bench, **changes: Any) -> str:
     """A plan arrives; nobody has said yes. Returns its hash."""
-    plan = bench.plan(**changes)
-    signed = plan.sign(bench.key)
     with pytest.raises(RoundFailed, match="waits for approval"):
-        answer(bench.site, signed.text, signed.signature, bench.start(), wait=False)
-    return plan.sha256()
+        order(bench, **changes)
+    return bench.plan(**changes).sha256()
 
 
 def test_a_person_sees_whose_patients_and_what_they_pay_and_says_yes(bench: Bench, plans: Any) -> None:
@@ -80,6 +85,27 @@ def test_a_plan_whose_round_is_over_is_called_so_and_takes_no_yes(bench: Bench, 
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert f"{name[:12]}: is of round 1, which is over: release 0001 is here - wait for the next round" in err
     assert json.loads((bench.site.state / approval.FILE).read_text())[0]["officer"] == ""
+
+
+def test_a_yes_after_answer_at_is_called_so_and_holds_for_the_next_attempt(bench: Bench, plans: Any) -> None:
+    past = {"issued": time.time() - 2, "answer_at": time.time() - 1}
+    name = put(bench, **past)
+    assert plans("approve", name[:12], "--officer", "Dr Officer")[0] == 0
+    with pytest.raises(RoundFailed, match=r"approved, but answer_at has passed; nothing was charged - .*next attempt"):
+        order(bench, **past)
+    assert order(bench, attempt=2).status == "accepted"
+
+
+def test_what_a_waiting_plan_says_at_every_try_is_said_once(bench: Bench) -> None:
+    said: list[str] = []
+    times = {"issued": time.time(), "answer_at": time.time() + 60, "deadline": time.time() + 120}
+    with log.reporting(log.Report(None, said.append)):
+        for attempt in (1, 1, 1, 2, 2):
+            with pytest.raises(RoundFailed) as failed:
+                order(bench, attempt=attempt, **times)
+            app._tell(failed.value)
+    first = ["plan received", "nothing is spent yet", "waits for approval"]
+    assert len(said) == 4 and all(word in line for word, line in zip([*first, "plan received"], said, strict=True))
 
 
 def test_a_list_of_an_earlier_version_is_read(bench: Bench, plans: Any) -> None:
