@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgps.pretrain.augment import mix
+from sgps.pretrain.clutter import clutter, clutter_random
 from sgps.pretrain.loop import Stage, run_stage
 from sgps.pretrain.networks import FEATURES, Arithmetic, base_network, staged
 from sgps.pretrain.pool import Pool, step_random
@@ -97,12 +98,13 @@ def distil(
         picks = pool.draw(settings.batch, random, settings.skin)
         batch = pool.batch(picks, recipe.size, generator, settings.colour, AREA)
         mixed = random.random() < settings.mixed
-        x = arithmetic.images(mix(batch.x, random) if mixed else batch.x)
+        x = mix(batch.x, random) if mixed else batch.x
+        shown = clutter(x, settings.clutter, clutter_random(seed, DISTIL, number))
         net.train()
         with arithmetic.context():
             with torch.no_grad():
-                wanted_maps, wanted = staged(teacher, x)
-            maps, features = staged(net, x)
+                wanted_maps, wanted = staged(teacher, arithmetic.images(x))
+            maps, features = staged(net, arithmetic.images(shown))
             distances = [
                 (((hint(own)[:, : want.shape[1]].float() - want.float()) / deviation) ** 2).mean()
                 for hint, own, want, deviation in zip(hints, maps, wanted_maps, scale.maps, strict=True)

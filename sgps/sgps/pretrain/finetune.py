@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgps.pretrain.clutter import clutter, clutter_random
 from sgps.pretrain.loop import Stage, run_stage
 from sgps.pretrain.networks import Arithmetic, Input, base_network, pooled
 from sgps.pretrain.pool import Pool, step_random
@@ -75,6 +76,7 @@ def finetune(
         if settings.contrast:
             x = torch.cat([x, pool.batch(picks, recipe.size, generator, settings.colour, AREA).x])
             label, place, lesion = label.repeat(2), place.repeat(2), lesion.repeat(2)
+        x = clutter(x, settings.clutter, clutter_random(seed, FIRST + number, done))
         with arithmetic.context():
             features = pooled(net, arithmetic.images(given.normalised(x)))
         features, known = features.float(), place >= 0

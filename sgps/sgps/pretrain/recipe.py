@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from sgps.errors import ConfigError
 from sgps.settings import Settings, load
@@ -28,6 +28,10 @@ class Draw(Settings):
     first: int = Field(ge=0)
     profiles: int = Field(ge=1)
     patients: int = Field(ge=1, le=1000)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(f"drawn-{seed:04d}" for seed in range(self.first, self.first + self.profiles))
 
 
 class ImageSet(Settings):
@@ -53,8 +57,21 @@ class ImageSet(Settings):
         return self
 
 
-class Distil(Settings):
-    """Distillation of the teacher into the transplanted network."""
+class Cluttered(Settings):
+    """A training whose pictures may be cluttered. `clutter`: the share of them that are; 0 leaves no trace in what is written."""
+
+    clutter: float = Field(default=0.0, ge=0, le=1)
+
+    @model_serializer(mode="wrap")
+    def without_nothing(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        out: dict[str, Any] = whole(self)
+        if not self.clutter:
+            out.pop("clutter", None)
+        return out
+
+
+class Distil(Cluttered):
+    """Distillation of the teacher into the transplanted network. The teacher's pictures are never cluttered."""
 
     steps: int = Field(ge=1)
     horizon: int = Field(ge=1)
@@ -75,7 +92,7 @@ class Distil(Settings):
         return self
 
 
-class Finetune(Settings):
+class Finetune(Cluttered):
     """One fine-tune from the distilled network. `keep`: the steps whose weights enter the average."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -96,9 +113,12 @@ class Finetune(Settings):
 
 
 class Recipe(Settings):
-    """Everything that shapes the weights, besides seed and images."""
+    """Everything that shapes the weights, besides seed and images.
 
-    base_classes: tuple[str, ...] = Field(min_length=2)
+    The skin set may be drawn: then its profiles are the base classes, as `read_recipe` fills in, and its patients the lesions.
+    """
+
+    base_classes: tuple[str, ...] = ()
     meta_test: tuple[str, ...]
     held_out: float = Field(gt=0, lt=1)
     atlas: int | None = Field(default=None, ge=2)  # at most so many lesions of a base class; all others are held out
@@ -115,11 +135,24 @@ class Recipe(Settings):
             raise ValueError("sets: one set of role skin and at least one of role other are needed")
         if repeated := _repeated([s.name for s in self.sets]) or _repeated([f.name for f in self.finetune]):
             raise ValueError(f"the name {repeated} appears twice")
+        self._skin_fits(skin[0])
         if both := sorted(set(self.base_classes) & set(self.meta_test)):
             raise ValueError(f"base_classes and meta_test share {', '.join(both)}")
         if missing := sorted(set(self.meta_test) - set(skin[0].leave_out)):
             raise ValueError(f"sets.{skin[0].name}.leave_out must hold the meta-test class {', '.join(missing)}")
         return self
+
+    def _skin_fits(self, skin: ImageSet) -> None:
+        if skin.draw is None and len(self.base_classes) < 2:
+            raise ValueError("base_classes: at least two are needed")
+        if skin.draw is None:
+            return
+        if self.base_classes:
+            raise ValueError(f"base_classes: leave the line out, they are the profiles of sets.{skin.name}")
+        if skin.draw.profiles < 2 or skin.draw.patients - int(self.held_out * skin.draw.patients) < 2:
+            raise ValueError(f"sets.{skin.name}.draw: two profiles, and two patients that are not held out, are needed")
+        if self.measure:
+            raise ValueError(f"measure: the frozen episodes are no images of sets.{skin.name}; use bench.networks")
 
     @property
     def skin(self) -> ImageSet:
@@ -132,7 +165,9 @@ def _repeated(names: Sequence[str]) -> str | None:
 
 def read_recipe(path: Path | None) -> Recipe:
     """The recipe in a YAML file, or the shipped one. Raises ConfigError that names every key that does not fit."""
-    return load(path or SHIPPED, Recipe)
+    recipe = load(path or SHIPPED, Recipe)
+    drawn = recipe.skin.draw
+    return recipe if drawn is None else recipe.model_copy(update={"base_classes": drawn.classes})
 
 
 def refuse_meta_test(labels: Sequence[str], recipe: Recipe, where: object) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sgps.errors import ConfigError
 from sgps.open_encoders import ImageTower, Spec
 from sgps.pretrain.augment import mix
+from sgps.pretrain.clutter import clutter, clutter_random
 from sgps.pretrain.distil import AREA, DISTIL, SCALE, follow, rate_of
 from sgps.pretrain.loop import Stage, run_stage
 from sgps.pretrain.networks import Arithmetic, Input, base_network, pooled
@@ -105,10 +106,11 @@ def teach(
         batch = pool.batch(picks, recipe.size, generator, settings.colour, AREA)
         mixed = random.random() < settings.mixed
         x = mix(batch.x, random) if mixed else batch.x
+        shown = clutter(x, settings.clutter, clutter_random(seed, DISTIL, number))
         net.train()
         with arithmetic.context():
             wanted = teacher(x)
-            features = pooled(net, arithmetic.images(given.normalised(x)))
+            features = pooled(net, arithmetic.images(given.normalised(shown)))
         wanted, features = wanted.float() - mean, features.float()
         mapped = into(features)
         parts = {
