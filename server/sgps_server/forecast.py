@@ -1,19 +1,17 @@
 """What one `rows` round would cost and bring a whole federation, from the sites' numbers of patients. The curve: `sgps.forecast`."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sgps import forecast as curve
-from sgps.default_plan import DEFAULT_PLAN, rows_beside
 from sgps.errors import InputError
-from sgps.forecast import ENOUGH, HOPELESS, NOTHING
+from sgps.forecast import HOPELESS, NOTHING
 from sgps_privacy import accountant
 from sgps_privacy.errors import PrivacyError
 
 _VERDICT = {
     "alone": "helps, also alone",
+    "part": "helps, alone in part",
     "beside": "helps beside others",
     "nothing": "too small to help; loses nothing by only receiving (role: receive)",
 }
@@ -21,63 +19,37 @@ _VERDICT = {
 
 @dataclass(frozen=True)
 class Part:
-    """One site. r: of its patients alone. share: of r^2 of all sites, which adds over sites. helps: `alone`, `beside` others, `nothing`."""
+    """One site. r: of its patients alone. share: of r^2 of all sites, which adds over sites. helps: `alone`; alone in `part`, where not every
+    measured combination kept half of the gain; `beside` others; `nothing`."""
 
     patients: int
     r: float
     share: float
     helps: str
 
+    def text(self) -> str:
+        verdict = _VERDICT[self.helps]
+        if self.helps in ("alone", "part"):
+            kept = curve.kept(self.r)
+            verdict += f": {kept.share()} ({kept.span()})"
+        number = f"{self.patients} patient{'s' * (self.patients != 1)}"
+        return f"{number}, r = {self.r:.2f}, {100 * self.share:.0f} % of the whole: {verdict}"
 
-@dataclass(frozen=True)
-class Forecast:
-    """sigma, mu: of each site's one reply. r: signal over noise of one row. kept, low, high: per cent of the gain. gain: points of AUROC
-    that the patients bring without noise. enough: patients in all, spread like these, for 80 %. recognised: share of those who took
-    part that a test with 5 % false alarms finds, at most."""
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast(curve.Outlook):
+    """Of the whole federation."""
 
     sites: tuple[Part, ...]
-    patients: int
-    epsilon: float
-    delta: float
-    sigma: float
-    mu: float
-    r: float
-    gain: float
-    kept: float
-    low: float
-    high: float
-    enough: int
-    recognised: float
-
-    def facts(self) -> dict[str, Any]:
-        return asdict(self) | {"default_plan": asdict(DEFAULT_PLAN)}
 
     def text(self) -> str:
-        found = math.ceil(100 * self.recognised)
-        kept = f"about {self.kept:.0f} % of the gain is kept ({self.low:.0f} to {self.high:.0f} in the measured combinations)"
-        few = ": the row mostly passes for noise and is then not used" if self.r < HOPELESS else ""
+        many = f"{self.patients} patient{'s' * (self.patients != 1)} of one disease in {len(self.sites)} site(s)"
         return "\n".join(
             [
-                (
-                    f"{self.patients} patient{'s' * (self.patients != 1)} of one disease in {len(self.sites)} site(s), epsilon {self.epsilon:g} at delta "
-                    f"{self.delta:g} in each:"
-                ),
-                f"cost   noise multiplier {self.sigma:g}, mu {self.mu:.3f} in each site, once for each cohort",
-                (
-                    "       who guesses that a patient took part, with 5 % false alarms, is right for at most "
-                    f"{found} % of those who did"
-                ),
-                *(
-                    f"site {n}  {s.patients} {'patient' if s.patients == 1 else 'patients'}, r = {s.r:.2f}, {100 * s.share:.0f} % of the whole: {_VERDICT[s.helps]}"
-                    for n, s in enumerate(self.sites, 1)
-                ),
-                f"bring  signal over noise r = mu sqrt(sum of n^2) / sqrt(k) = {self.r:.2f}: {kept}{few}",
-                (
-                    f"       one exemplar gains about {self.gain:.0f} points of AUROC by these patients without noise, "
-                    f"{self.gain * self.kept / 100:.1f} with it"
-                ),
-                f"       for 80 % of the gain (r = {ENOUGH:g}), {self.enough} patients are needed, spread over the sites like these",
-                rows_beside(self.epsilon, self.delta),
+                f"{many}, epsilon {self.epsilon:g} at delta {self.delta:g} in each:",
+                *self.cost(" in each site"),
+                *(f"site {n}  {s.text()}" for n, s in enumerate(self.sites, 1)),
+                *self.bring("mu sqrt(sum of n^2) / sqrt(k)", "in all, spread over the sites like these"),
                 "measured on seven skin classes in sites of equal size; of yours it is a forecast.",
             ]
         )
@@ -94,29 +66,16 @@ def forecast(patients: Sequence[int], epsilon: float, delta: float = 1e-5) -> Fo
         sigma = accountant.calibrate(epsilon, delta, 1)
     except PrivacyError as error:
         raise InputError(str(error), where="--epsilon", do="use a smaller one") from error
-    mu = 1 / sigma
-    r = curve.signal(patients, mu)
-    alone = [curve.signal([n], mu) for n in patients]
-    kept = curve.kept(r)
-    return Forecast(
-        sites=tuple(Part(n, one, (one / r) ** 2, _helps(one)) for n, one in zip(patients, alone, strict=True)),
-        patients=sum(patients),
-        epsilon=epsilon,
-        delta=delta,
-        sigma=sigma,
-        mu=mu,
-        r=r,
-        gain=curve.gain(sum(patients)),
-        kept=kept.mean,
-        low=kept.low,
-        high=kept.high,
-        enough=math.ceil(sum(patients) * ENOUGH / r),
-        recognised=accountant.true_positive_bound(mu),
-    )
+    fields = curve.outlook(patients, epsilon, delta, sigma, accountant.true_positive_bound(1 / sigma))
+    alone = [curve.signal([n], fields["mu"]) for n in patients]
+    parts = (Part(n, r, (r / fields["r"]) ** 2, _helps(r)) for n, r in zip(patients, alone, strict=True))
+    return Forecast(sites=tuple(parts), **fields)
 
 
 def _helps(r: float) -> str:
-    return "nothing" if r < NOTHING else "beside" if r < HOPELESS else "alone"
+    if r < HOPELESS:
+        return "nothing" if r < NOTHING else "beside"
+    return "alone" if curve.kept(r).most else "part"
 
 
 def numbers(text: str) -> list[int]:

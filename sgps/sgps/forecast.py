@@ -10,13 +10,16 @@ NumPy only: both programs use it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
+from sgps.default_plan import DEFAULT_PLAN, rows_beside
 from sgps.memory import USED
 
 ENOUGH = 2.2  # r at which about 80 % is kept
+HALF = 50.0  # per cent of the gain that the lowest combination must keep where patients are said to help also alone
 HOPELESS = 1.0  # r below which a row mostly passes for noise and is not used
 NOTHING = 0.2  # r of one site below which it adds nothing to what others bring
 _R = (0.0, 0.32, 0.68, 1.26, 1.72, 2.27, 3.17, 4.54, 6.58, 17.6)
@@ -35,6 +38,17 @@ class Kept:
     low: float
     high: float
 
+    def share(self) -> str:
+        return f"about {max(self.mean, 0):.0f} % of the gain"
+
+    def span(self) -> str:
+        return f"{self.low:.0f} to {self.high:.0f}"
+
+    @property
+    def most(self) -> bool:
+        """Whether every measured combination near this r kept half of the gain."""
+        return self.low >= HALF
+
 
 def signal(patients: Sequence[float], mu: float) -> float:
     """r of sites that hold so many patients of one disease and spend mu each."""
@@ -48,3 +62,58 @@ def kept(r: float) -> Kept:
 def gain(patients: int) -> float:
     """Points of AUROC that so many patients of one disease bring without noise."""
     return float(np.interp(patients, _PATIENTS, _GAIN))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What one `rows` round costs and brings. patients: of one disease, in all. sigma, mu: of each site's one reply. r: signal over noise of
+    one row. gain: points of AUROC that the patients bring without noise. kept, low, high: per cent of it. enough: patients in all, spread
+    like these, for 80 %. recognised: share of those who took part that a test with 5 % false alarms finds, at most."""
+
+    patients: int
+    epsilon: float
+    delta: float
+    sigma: float
+    mu: float
+    r: float
+    gain: float
+    kept: float
+    low: float
+    high: float
+    enough: int
+    recognised: float
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self) | {"default_plan": asdict(DEFAULT_PLAN)}
+
+    def cost(self, where: str = "") -> list[str]:
+        """Lines for a person."""
+        found = math.ceil(100 * self.recognised)
+        return [
+            f"cost   noise multiplier {self.sigma:g}, mu {self.mu:.3f}{where}, once for each cohort",
+            f"       who guesses that a patient took part, with 5 % false alarms, is right for at most {found} % of those who did",
+        ]
+
+    def bring(self, formula: str, where: str) -> list[str]:
+        """formula: of r. where: the patients for 80 % must be."""
+        kept, few = Kept(self.kept, self.low, self.high), ""
+        if self.r < HOPELESS:
+            few = ": the row mostly passes for noise and is then not used"
+        return [
+            f"bring  signal over noise r = {formula} = {self.r:.2f}: {kept.share()} is kept ({kept.span()} in the measured combinations){few}",
+            f"       one exemplar gains about {self.gain:.0f} points of AUROC by these patients without noise, {self.gain * self.kept / 100:.1f} with it",
+            f"       for 80 % of the gain (r = {ENOUGH:g}), {self.enough} patients of the disease are needed {where}",
+            rows_beside(self.epsilon, self.delta),
+        ]
+
+
+def outlook(patients: Sequence[float], epsilon: float, delta: float, sigma: float, recognised: float) -> dict[str, Any]:
+    """The fields of `Outlook`, of sites that hold so many patients of one disease and spend the same; one has a patient at least."""
+    mu, number = 1 / sigma, round(sum(patients))
+    r = signal(patients, mu)
+    share = kept(r)
+    return {
+        "patients": number, "epsilon": epsilon, "delta": delta, "sigma": sigma, "mu": mu, "r": r, "gain": gain(number),
+        "kept": share.mean, "low": share.low, "high": share.high, "enough": math.ceil(sum(patients) * ENOUGH / r),
+        "recognised": recognised,
+    }  # fmt: skip

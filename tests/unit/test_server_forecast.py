@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sgps.errors import InputError
-from sgps.forecast import signal
+from sgps.forecast import kept, signal
 from sgps.memory import SHARE_COUNT, SHARE_ROW, USED, Contribution, Coordinates, pool
 from sgps_client import forecast as at_a_site
 from sgps_server.cli import app
@@ -22,12 +22,21 @@ def test_equal_sites_hear_the_same_from_both_programs(each: int, sites: int, eps
 
 
 def test_too_small_sites_are_named() -> None:
-    found = forecast([0, 1, 5, 60], 3.0)
-    assert [s.helps for s in found.sites] == ["nothing", "nothing", "beside", "alone"]
+    found = forecast([0, 1, 5, 8, 60], 3.0)
+    assert [s.helps for s in found.sites] == ["nothing", "nothing", "beside", "part", "alone"]
     assert sum(s.share for s in found.sites) == pytest.approx(1)
-    without = forecast([5, 60], 3.0)
+    without = forecast([5, 8, 60], 3.0)
     assert found.kept == pytest.approx(without.kept, abs=0.1)  # that is what "too small to help" claims
     assert found.text().count("role: receive") == 2
+
+
+def test_words_follow_the_interval() -> None:
+    for n in (8, 12, 13, 18, 39):
+        (site,) = forecast([n], 3.0).sites
+        low, mean, high = kept(site.r).low, kept(site.r).mean, kept(site.r).high
+        words = "helps, also alone" if low >= 50 else "helps, alone in part"
+        assert site.text().endswith(f": {words}: about {mean:.0f} % of the gain ({low:.0f} to {high:.0f})")
+    assert "alone in part: about 29 % of the gain (9 to 47)" in forecast([8, 30], 3.0).text()
 
 
 def _doubt(patients: list[int], sigma: float) -> float:
