@@ -33,7 +33,7 @@ _DRAWN = (5000, 12, 16, 128)  # where the data have no public classes for Lite0;
 
 @dataclass(frozen=True)
 class Kind:
-    """title, family; seconds: of one processor for an episode, and for each number of ways and shots; slow: fewer episodes."""
+    """title, family; seconds: of one processor for an episode, and for each number of ways and shots; slow: a network for every episode, so fewer of them."""
 
     title: str
     family: str
@@ -59,8 +59,8 @@ METHODS = {
     "logistic": Kind("logistic probe, centred", PEER, 0.004),
     "protonet": Kind("ProtoNet (easyfsl)", PEER),
     "simpleshot": Kind("SimpleShot (easyfsl)", PEER),
-    "finetune": Kind("Finetune (easyfsl)", PEER, 0.045, 4, True),
-    "matchingnet": Kind("MatchingNet (easyfsl), trained", PEER, 0.012, 15, True),
+    "finetune": Kind("Finetune (easyfsl)", PEER, 0.045, 4),
+    "matchingnet": Kind("MatchingNet (easyfsl), trained", PEER, 0.012, 15),
     "relationnet": Kind("RelationNet (easyfsl), trained", PEER, 0.003, 5),
     "feat": Kind("FEAT (easyfsl), trained", PEER, 0.003, 6),
     "text-only": Kind("text only, ridge map from sentence embeddings, centred", PEER),
@@ -70,8 +70,8 @@ METHODS = {
     "literal": Kind("SGPS taken literally: every weight from the tokens, no base", PEER, 1.5, 55, True),
     "bd-cspn": Kind("BD-CSPN (easyfsl)", SEEING),
     "laplacian-shot": Kind("LaplacianShot (easyfsl)", SEEING),
-    "tim": Kind("TIM (easyfsl)", SEEING, 0.025, 2, True),
-    "pt-map": Kind("PT-MAP (easyfsl)", SEEING, 0.28, 12, True),
+    "tim": Kind("TIM (easyfsl)", SEEING, 0.025, 2),
+    "pt-map": Kind("PT-MAP (easyfsl)", SEEING, 0.28, 12),
     "transductive-finetuning": Kind("transductive fine-tuning (easyfsl)", SEEING, 0.011, 1),
 }
 for _name in (*easy.INDUCTIVE, *trained.NAMES, *easy.TRANSDUCTIVE):
