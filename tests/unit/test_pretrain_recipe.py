@@ -7,9 +7,11 @@ import pytest
 from sgps.errors import ConfigError
 from sgps.pretrain.recipe import SHIPPED, read_recipe, refuse_meta_test
 
+OPEN = Path(__file__).parents[2] / "bench" / "recipes" / "open.yaml"
 
-def changed(tmp_path: Path, old: str, new: str) -> Path:
-    text = SHIPPED.read_text()
+
+def changed(tmp_path: Path, old: str, new: str, of: Path = SHIPPED) -> Path:
+    text = of.read_text()
     assert old in text
     path = tmp_path / "recipe.yaml"
     path.write_text(text.replace(old, new, 1))
@@ -40,6 +42,29 @@ def test_the_shipped_recipe_leaves_out_the_meta_test_classes_and_unlicensed_imag
 def test_a_recipe_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read_recipe(changed(tmp_path, old, new))
+
+
+def test_the_open_recipe_reads_no_image_under_a_non_commercial_licence() -> None:
+    recipe, shipped = read_recipe(OPEN), read_recipe(None)
+    assert not any("NC" in s.licence or "ham" in f"{s.name} {s.file}".lower() for s in recipe.sets)
+    assert recipe.base_classes == tuple(f"drawn-{n:04d}" for n in range(200))
+    assert [f.model_copy(update={"site": 0.0}) for f in shipped.finetune] == list(recipe.finetune)
+    assert (recipe.distil, recipe.size) == (shipped.distil, shipped.size)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("held_out: 0.2", "base_classes: [nv, mel]\nheld_out: 0.2", "base_classes: leave the line out"),
+        ("profiles: 200", "profiles: 1", "sets.drawn.draw: two profiles"),
+        ("patients: 20", "patients: 1", "two patients that are not held out"),
+        ("measure: false", "measure: true", "measure: the frozen episodes are no images of sets.drawn"),
+        ("draw: {first: 0, profiles: 200, patients: 20}", "file: moles", "base_classes: at least two are needed"),
+    ],
+)
+def test_a_drawn_skin_set_that_does_not_fit_is_refused(tmp_path: Path, old: str, new: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read_recipe(changed(tmp_path, old, new, OPEN))
 
 
 def test_a_meta_test_class_in_a_pool_is_refused() -> None:

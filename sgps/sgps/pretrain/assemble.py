@@ -271,7 +271,8 @@ class _Made:
 
     def licence(self) -> str:
         """Of the release: the strictest of the public sets, and those of a user's weights and encoder beside it."""
-        public = next((p for p in sorted({s["licence"] for s in self.record["images"]}) if "NC" in p), "Apache-2.0")
+        asked = sorted({s["licence"] for s in self.record["images"]})
+        public = next((p for mark in ("NC", "CC BY") for p in asked if mark in p), "Apache-2.0")
         parts = (("base network", "weights"), ("its teacher", "encoders"))
         own = [f"{what}: {self.record[key]['licence']}" for what, key in parts if key in self.record]
         return "; ".join([public, *own])

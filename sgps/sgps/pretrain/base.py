@@ -321,7 +321,8 @@ def run(
         others = [found[k.name] for k in plan.sets if k.role == "other"]
         space = public_space(shown, others, plan.base_classes)
         real = [found[k.name] for k in plan.sets if k.role == "other" and k.draw is None]
-        write_statistics(out, space, bank(shown, real, drawn, plan.base_classes), plan.base_classes, digest)
+        shown_classes = plan.base_classes if plan.skin.draw is None else ()  # drawn classes of a bank are never trained
+        write_statistics(out, space, bank(shown, real, drawn, shown_classes), plan.base_classes, digest)
         packed, names = pack_features(list(found.values()))
         write_atomic(out / "public.safetensors", packed)
         write_atomic(out / "public.json", json.dumps({"base_sha256": digest, "rows": names}).encode())

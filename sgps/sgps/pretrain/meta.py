@@ -21,7 +21,7 @@ from sgps.attributes import NAMES
 from sgps.code import code_sha256
 from sgps.device import CPU, exact
 from sgps.errors import InputError, StateError
-from sgps.files import sha256_file, write_atomic
+from sgps.files import read_limited, sha256_file, write_atomic
 from sgps.generator import PARTS, Generator
 from sgps.open_encoders import OpenText, Spec
 from sgps.pretrain.meta_episode import Space
@@ -32,8 +32,8 @@ from sgps.pretrain.meta_train import fit_text, new_generator, readable, train_bo
 from sgps.pretrain.networks import base_network, load_state
 from sgps.pretrain.own import input_of
 from sgps.pretrain.progress import Report, Stop, silent, stopping
-from sgps.pretrain.recipe import read_recipe
-from sgps.settings import dump
+from sgps.pretrain.recipe import Recipe, read_recipe
+from sgps.settings import dump, parse
 from sgps.target import Target, factors, input_means
 from sgps.text import TextEncoder
 
@@ -75,6 +75,15 @@ def make_target(base: Mapping[str, Tensor], architecture: str, pool: MetaPool) -
     batches = (c.picture(np.arange(min(_MEANS_FROM, len(c)))).cpu() for c in pool.classes)
     fixed = factors(net, input_means(net, batches))
     return Target(architecture, base, fixed), fixed
+
+
+def _same_sets(base: Path, plan: Recipe) -> None:
+    """Raises InputError when the base was made without a set that the generator learns from: its release would not name that one."""
+    path = base / "base.yaml"
+    known = {s["name"] for s in parse(read_limited(path, 4 << 20).decode(), path).get("images", ())}
+    if left := [s.name for s in plan.sets if s.draw is None and s.name not in known]:
+        do = "leave the generator out: `sgps pretrain release` without --generator"
+        raise InputError(f"was made without {left[0]}, from which the generator learns", where=path, do=do)
 
 
 def _claim(work: Path, recipe: MetaRecipe, seed: int, base_sha256: str, texts: TextEncoder | OpenText) -> None:
@@ -193,6 +202,7 @@ def run(
         raise InputError("must be at least 1", where="threads")
     meta, show, given = read_meta_recipe(recipe), report or silent, input_of(base)
     plan = read_recipe(None).model_copy(update={"size": given.size})
+    _same_sets(base, plan)
     texts = TextEncoder() if encoders is None else OpenText(encoders)
     torch.set_num_threads(threads)
     work = out / "work"
