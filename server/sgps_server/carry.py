@@ -27,19 +27,21 @@ from sgps_server.registry import Registry
 class Carried:
     """release: the new one. rows: classes that have a row of some worth, before and after. left: classes whose row had some worth and stayed behind,
     because the map has not seen their kind of pictures. lost: rounds of episodes, whose change of the
-    old generator is not in the new one."""
+    old generator is not in the new one. withdrawn: sites that withdrew after an interrupted call had made the release, which holds them."""
 
     release: Release
     rows: tuple[int, int]
     left: tuple[str, ...]
     lost: tuple[int, ...]
+    withdrawn: tuple[str, ...]
 
 
 def carry_over(folder: Folder, source: Release, file: Path) -> Carried:
     """source: a release of the new base with an empty memory. file: the map.
 
     Raises StateError while the coordinator runs, a round is open or a site's mean waits for its round; InputError when map, release and
-    federation do not belong together. Nothing is written then. After a crash the same command finishes.
+    federation do not belong together. Nothing is written then. After a crash the same command finishes what it had
+    begun, whoever withdrew since: their turn is the next `repool`.
     """
     with locked(folder.state / "lock"):
         key = load_private(folder.keys / "plan.key")
@@ -82,7 +84,14 @@ def carry_over(folder: Folder, source: Release, file: Path) -> Carried:
         audit.add("release", release=release.folder.name, sha256=release.sha256)
     lost = sorted({r.round for r in counted if not separable(state.terms[r.round])})
     had = _worth(before.memory())
-    return Carried(release, (len(had), len(_worth(memory))), tuple(c for c in had if c in left), tuple(lost))
+    held = {site for r in release.manifest.rounds if separable(r.terms) for site in r.sites}
+    return Carried(
+        release,
+        (len(had), len(_worth(release.memory()))),
+        tuple(c for c in had if c in left),
+        tuple(lost),
+        tuple(sorted(held & gone.keys())),
+    )
 
 
 def _pooled(
@@ -149,11 +158,15 @@ def describe(made: Carried) -> str:
         f"release {made.release.folder.name}: base network {step.after[:16]}, rows of rounds up to {step.last} carried from {step.before[:16]}",
         f"map {step.map_sha256[:16]}, cosine {loss.get('mean', '?')} on classes left out",
         f"{made.rows[1]} classes have a row that is used ({made.rows[0]} before); cohorts that have paid have paid",
-        f"it counts as round {int(made.release.folder.name)}: write `rounds` accordingly where further rounds are to follow",
+        f"it counts as round {int(made.release.folder.name)}: where further rounds are to follow, raise `rounds` in federation.yaml by one",
     ]
     if made.left:
         lines.append(
             f"left behind: {', '.join(made.left)}; the map has not seen their kind of pictures, rows of another hash are not used"
+        )
+    if made.withdrawn:
+        lines.append(
+            f"it was begun before {', '.join(made.withdrawn)} withdrew: `sgps-server releases repool` takes that out"
         )
     if made.lost:
         rounds = ", ".join(map(str, made.lost))

@@ -1,6 +1,8 @@
 """`sgps-server`: the command line. Everything heavy is imported inside the command that needs it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,7 @@ import typer
 
 from sgps import command
 from sgps.default_plan import DEFAULT_PLAN
+from sgps.errors import StoppedError
 
 app = typer.Typer(
     add_completion=False,
@@ -36,6 +39,15 @@ def _folder(config: Path) -> Any:
 
 def _tell(as_json: bool, fields: dict[str, Any], text: str) -> None:
     typer.echo(json.dumps(fields, ensure_ascii=False) if as_json else text)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Of a command that finishes by itself, the next time, what it had begun."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StoppedError("stopped", do="nothing is lost: give the same command again") from None
 
 
 def _version(asked: bool) -> None:
@@ -260,11 +272,13 @@ def carry(
     from sgps.release import vouched
     from sgps_server import carry as carrying
 
-    made = carrying.carry_over(_folder(config), vouched(release), map_file)
+    with _stoppable():
+        made = carrying.carry_over(_folder(config), vouched(release), map_file)
     m = made.release.manifest
     fields = {
         "name": made.release.folder.name, "sha256": made.release.sha256, "encoder_sha256": m.encoder_sha256,
         "rows_before": made.rows[0], "rows": made.rows[1], "left": list(made.left), "episodes_lost": list(made.lost),
+        "withdrawn": list(made.withdrawn),
     }  # fmt: skip
     _tell(as_json, fields, carrying.describe(made))
 
@@ -274,11 +288,12 @@ def repool(config: Config = HERE, as_json: AsJson = False) -> None:
     """Make the next release at once, without sites that withdrew: no round, nobody pays. It counts as a round, in which nobody takes part."""
     from sgps_server import repool as pooling
 
-    made = pooling.repool(_folder(config))
+    with _stoppable():
+        made = pooling.repool(_folder(config))
     fields = {"name": made.release.folder.name, "sha256": made.release.sha256, "without": list(made.without)}
     text = (
         f"release {made.release.folder.name} without {', '.join(made.without)}, sha256 {made.release.sha256}\n"
-        f"it counts as round {int(made.release.folder.name)}: write `rounds` accordingly where further rounds are to follow"
+        f"it counts as round {int(made.release.folder.name)}: where further rounds are to follow, raise `rounds` in federation.yaml by one"
     )
     _tell(as_json, fields, text)
 

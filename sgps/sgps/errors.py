@@ -6,7 +6,8 @@ SgpsError                 exit code 1
 ├── SignatureError        4   a signature, hash or key does not fit: nothing was used
 ├── RefusedError          5   the site's own rules or budget say no
 ├── NetworkError          6   the coordinator cannot be reached
-└── StateError            7   files on disk contradict each other, or another process holds them
+├── StateError            7   files on disk contradict each other, or another process holds them
+└── StoppedError        130   Ctrl-C or SIGTERM, where a word is due about what was begun
 """
 
 from collections.abc import Sequence
@@ -58,3 +59,7 @@ class NetworkError(SgpsError):
 
 class StateError(SgpsError):
     exit_code = 7
+
+
+class StoppedError(SgpsError):
+    exit_code = 130

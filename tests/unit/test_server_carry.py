@@ -16,7 +16,7 @@ from local_rounds import run
 
 from sgps.carry import About, Map, brought, maps
 from sgps.catalogue import SHIPPED
-from sgps.errors import InputError, SgpsError, StateError
+from sgps.errors import InputError, SgpsError, StateError, StoppedError
 from sgps.files import sha256_file
 from sgps.memory import COUNTS, ROWS, Contribution, Coordinates, Memory, pool
 from sgps.release import BANK, CATALOGUE, GENERATOR, MANIFEST, MEMORY, Release, encoder_sha256, memory_bytes, write
@@ -26,6 +26,7 @@ from sgps_server.carry import carry_over, describe
 from sgps_server.checkpoint import Checkpoint, read_state
 from sgps_server.cli import app
 from sgps_server.config import Folder, locked
+from sgps_server.repool import repool
 
 K, NEW_K = tiny_release.WIDTH, 5
 
@@ -185,6 +186,33 @@ def test_a_crash_between_release_and_checkpoint_is_healed_by_the_same_command(
     audit.verify(folder.audit, releases.anchors(folder.releases, key))
 
 
+def test_who_withdraws_before_an_interrupted_carry_is_finished_is_told_and_taken_out_next(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder, 1, wait_for=3)
+    source = other_base(tmp_path / "new")
+    file = a_map(opened(folder, 1), source, tmp_path / "map")
+    words = ["releases", "carry", "--map", str(file), "--release", str(source.folder), "--config", str(folder.config)]
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stop)
+        stopped = CliRunner().invoke(app, words).exception
+    assert isinstance(stopped, StoppedError) and stopped.exit_code == 130
+    assert str(stopped) == "stopped - nothing is lost: give the same command again"
+    enrolment.withdraw(folder, "west")
+    finished = CliRunner().invoke(app, words)
+    assert finished.exit_code == 0, finished.exception
+    assert "begun before west withdrew: `sgps-server releases repool` takes that out" in finished.output
+    assert [r.sites for r in opened(folder, 2).manifest.rounds] == [("north", "south", "west")]
+    assert repool(folder).without == ("west",)
+    same(opened(folder, 3).memory(), again(folder, opened(folder, 3), (1, "north"), (1, "south")))
+    key = load_private(folder.keys / "plan.key").public_key()
+    audit.verify(folder.audit, releases.anchors(folder.releases, key))
+
+
 def test_what_does_not_belong_together_is_refused_and_nothing_is_written(folder: Folder, tmp_path: Path) -> None:
     run(folder, 1, wait_for=3)
     source, now = other_base(tmp_path / "new"), opened(folder, 1)
@@ -240,6 +268,9 @@ def test_the_command_says_what_was_carried(folder: Folder, tmp_path: Path) -> No
     words = ["releases", "carry", "--map", str(file), "--release", str(source.folder), "--config", str(folder.config)]
     found = CliRunner().invoke(app, words)
     assert found.exit_code == 0, found.exception
-    assert "rows of rounds up to 1 carried" in found.output and "counts as round 2" in found.output
+    assert (
+        "rows of rounds up to 1 carried" in found.output
+        and "counts as round 2: where further rounds are to follow, raise `rounds`" in found.output
+    )
     error = CliRunner().invoke(app, words).exception
     assert isinstance(error, SgpsError) and "rows of another hash are not used" in str(error)
