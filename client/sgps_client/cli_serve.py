@@ -33,6 +33,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where it is computed; default: the site's, else auto: CUDA where it is present.",
+            metavar="auto|cpu|cuda",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """A page in this machine's browser: make a classifier from one picture and ask it. Ctrl-C stops; nothing else can connect."""
@@ -42,6 +50,7 @@ def serve(
     from sgps_client import making
 
     site = making.site_of(config)
+    where = making.device_of(device, site)
     source = making.release_of(release, key, sha256, site)
     spec = making.encoders_of(encoders, source, site)
     if models is not None:
@@ -55,4 +64,4 @@ def serve(
         text = f"open {door.address}\nit opens once, in this machine's browser; Ctrl-C stops"
         typer.echo(json.dumps({"address": door.address, "release": source.manifest.name}) if as_json else text)
 
-    page.run(Desk(source, models, false_alarms, spec), port, ready, lambda line: typer.echo(line, err=True))
+    page.run(Desk(source, models, false_alarms, where, spec), port, ready, lambda line: typer.echo(line, err=True))

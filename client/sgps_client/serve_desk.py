@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ from sgps_client.data import decode_picture
 from sgps_client.serve_form import Upload
 
 if TYPE_CHECKING:
+    import torch
+
     from sgps.classifier import Classifier, Prediction
     from sgps.open_encoders import Spec
 
@@ -50,11 +52,12 @@ class Row:
 
 @dataclass
 class Desk:
-    """models: where classifiers are saved; None: nowhere."""
+    """models: where classifiers are saved; None: nowhere. device: of synthesis and answers; None is the processor."""
 
     release: Release
     models: Path | None
     false_alarms: float
+    device: "torch.device | None" = None
     encoders: "Spec | None" = None
     made: Made | None = None
     rows: list[Row] = field(default_factory=list)
@@ -76,7 +79,9 @@ class Desk:
         start = time.monotonic()
         images = [decode_picture(u.data, u.name) for u in uploads]
         asked = making.Asked({disease: images}, {disease: text} if text else {})
-        classifier, notes = making.make(asked, self.release, None, False, self.false_alarms, self.encoders)
+        classifier, notes = making.make(asked, self.release, None, False, self.false_alarms, self.encoders, self.device)
+        if self.device is not None:
+            classifier = replace(classifier, device=self.device)
         seconds = time.monotonic() - start
         self.forget()
         self.made = Made(classifier, notes, [picture(image, THUMBNAIL) for image in images], seconds)

@@ -219,6 +219,7 @@ def carry(
     ] = None,
     most: Annotated[int, typer.Option(min=10, help="Patients of a class.")] = 200,
     threads: Threads = 2,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """A map that carries rows from one base network to another, fitted on public pictures, and what it loses on classes it never saw."""
@@ -234,7 +235,7 @@ def carry(
         raise InputError("exists already", where=out, do="choose another --out")
     with console() as report:
         left = [c for c in leave_out.split(",") if c]
-        found = make(vouched(before), vouched(after), data, left, most, report, domain or ())
+        found = make(vouched(before), vouched(after), data, left, most, report, domain or (), _told(device))
     sha256, f = found.write(out), found.about.figures
     lines = [f"{name:32} {c['patients']:5} patients  cosine {c['cosine']:.3f}" for name, c in f["classes"].items()]
     text = "\n".join(
@@ -262,6 +263,7 @@ def build_bank(
     ] = False,
     encoders: Encoders = None,
     threads: Threads = 2,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Features of public pictures, one sample a patient. The file holds no pictures and belongs to one base network."""
@@ -278,7 +280,7 @@ def build_bank(
         raise InputError("exists already", where=out, do="choose another --out")
     with console() as report:
         spec = Spec.parse(encoders) if encoders else None
-        made = make(vouched(release), data, licence, source, beside, spec, report)
+        made = make(vouched(release), data, licence, source, beside, spec, report, _told(device))
     sha256 = made.write(out)
     facts = {"out": str(out), "sha256": sha256, "classes": len(made.bank.classes), **made.about.model_dump(mode="json")}
     given = ", ".join(f"{c} {n}" for c, n in made.about.patients.items())

