@@ -71,6 +71,7 @@ class Worker:
         if self.contributes:
             self.fleet = Fleet(site.config.federation.url, tls_context(site), load_key(site.tls_key))
         self.inflight, self.node_file = site.state / "inflight", site.state / "node_id"
+        self.done_file = site.state / "done"
         self._stop = threading.Event()
         self._ready = self._online = False
         self._failures = 0
@@ -121,6 +122,7 @@ class Worker:
             asked = time.time()
             status = self.coordinator.status()
             self._hello(status, *status.clock(asked, time.time()))
+            self._remember(status)
             self._fetch(status.latest)
             self._witness(status.latest)
             self._prepare()
@@ -158,6 +160,13 @@ class Worker:
                 f"{status.rounds}; clocks differ by {abs(ahead):.1f} s",
                 federation=status.federation, url=self.coordinator.url, state=status.state, round=status.round, rounds=status.rounds,
             )  # fmt: skip
+
+    def _remember(self, status: Status) -> None:
+        """For a later start, when the coordinator may be gone for good."""
+        if status.state != "done":
+            self.done_file.unlink(missing_ok=True)
+        elif not self.done_file.exists():
+            write_atomic(self.done_file, f"{status.round} {status.latest.name}".encode(), 0o600)
 
     def _fetch(self, latest: Named) -> None:
         if self.store.holds(latest) or time.monotonic() < self._bad.get(latest.sha256, 0.0):
@@ -290,7 +299,12 @@ class Worker:
     def _lost(self, error: NetworkError, wait: float) -> None:
         self._online = False
         self._next_status = 0.0
-        self._say("offline", str(error), bad=True, retry=round(wait, 1))
+        known = ""
+        if self.done_file.exists():
+            number, _, release = self.done_file.read_text(encoding="ascii", errors="replace").partition(" ")
+            here = "is here" if release in self.store.names() else "is not here"
+            known = f"; when it was last seen, its run was done after round {number}, and release {release} {here}"
+        self._say("offline", f"{error}{known}", bad=True, retry=round(wait, 1))
 
     def _done(self, status: Status) -> bool:
         newest = self.store.newest()

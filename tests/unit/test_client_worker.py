@@ -156,6 +156,32 @@ def test_an_answer_that_does_not_get_through_is_tried_again(bench: Bench, monkey
     assert "offline" in run.report.events()
 
 
+def test_a_coordinator_that_is_gone_after_its_run_was_done_is_called_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Run(bench, monkeypatch, [], [])
+    first.state = "done"
+    first.go()
+    later = Run(bench, monkeypatch, [], [])
+    real, away = later.status, [1]
+
+    def status() -> Status:
+        if away:
+            away.pop()
+            raise NetworkError("nobody listens")
+        return real()
+
+    later.worker.coordinator.status = status  # type: ignore[method-assign]
+    later.go()
+    said = [facts["line"] for event, facts in later.report.said if event == "offline"]
+    assert said == ["nobody listens; when it was last seen, its run was done after round 1, and release 0000 is here"]
+
+    more = Run(bench, monkeypatch, [b"order"], [reply("accepted"), reply("accepted")])  # new rounds followed
+    more.link.fails["answer"] = [NetworkError("the upload was cut")]
+    more.go()
+    assert [facts["line"] for event, facts in more.report.said if event == "offline"] == ["the upload was cut"]
+
+
 def test_a_void_node_is_registered_again_and_its_order_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(bench, monkeypatch, [b"first", b"second"], [reply("accepted"), reply("accepted")])
     run.link.fails["answer"] = [NodeUnknown("401")]
