@@ -385,6 +385,13 @@ def test_networks_are_judged_on_what_none_was_trained_on(shared_data, tmp_path, 
     skin = asked["skin"]
     assert not set(skin.pictures.lesion[skin.rows]) & set(skin.pictures.lesion[skin.centre])
     assert set(skin.pictures.label[skin.rows]) == {"bcc", "bkl", "mel", "nv"}
+    given = {"mean colour": ("colour", _mean_colour), "nothing": ("nothing", lambda images: _mean_colour(images) ** 0)}
+    own = {"mean colour": skin.middle("colour", _mean_colour, tmp_path)}
+    r = networks.frozen(shared_data, list(asked.values()), given, own, "mean colour", tmp_path)
+    assert list(r["mean colour"]) == [networks.OWN, "drawn", "skin"] and list(r["nothing"]) == ["drawn", "skin"]
+    assert r["mean colour"]["skin"]["by"]["3w1s"]["minus"] == {"mean": 0.0, "half": 0.0}
+    assert r["mean colour"]["skin"]["close"] and not r["nothing"]["skin"]["close"]
+    assert "below by 1 or more" in "".join(networks._frozen_report(r))
     with pytest.raises(InputError, match="is not there"):
         networks.run(tmp_path / "nothing", tmp_path / "out")
 
