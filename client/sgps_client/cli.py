@@ -182,10 +182,10 @@ def forecast(
         ),
     ],
     epsilon: Annotated[
-        float, typer.Option(min=0.01, max=20, help="What each site spends; the default plan's when not given.")
+        float, typer.Option(min=0.01, max=20, help="What each site spends; default: the default plan's.")
     ] = DEFAULT_PLAN.epsilon,
     sites: Annotated[int, typer.Option(min=1, max=10_000, help="Sites that share these patients.")] = 1,
-    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = DEFAULT_PLAN.delta,
+    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2, help="That goes with --epsilon.")] = DEFAULT_PLAN.delta,
     kind: Annotated[RoundKind, typer.Option(help="Kind of round.")] = RoundKind.ROWS,
     numbers: Annotated[int, typer.Option(min=1, max=1_000_000, help="Numbers that episodes train.")] = 256,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps of one round of episodes.")] = 10,

@@ -10,7 +10,7 @@ ledger = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The site
 plans = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Plans that wait for a person (approve: manual).")
 ConfigOption = Annotated[Path, typer.Option("--config", help="The site's settings.", metavar="FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-OfficerOption = Annotated[str, typer.Option(help="Name of the officer who answers for this entry.")]
+OfficerOption = Annotated[str, typer.Option(help="Name of the officer who answers for it.")]
 SITE_YAML = Path("site.yaml")
 
 

@@ -9,7 +9,8 @@ import typer
 
 def serve(
     models: Annotated[
-        Path | None, typer.Option(help="Folder below which classifiers are saved; default: none are.", metavar="DIR")
+        Path | None,
+        typer.Option(help="Folder below which classifiers are saved; without it none can be.", metavar="DIR"),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
     release: Annotated[

@@ -211,9 +211,9 @@ def status(config: Config = HERE, as_json: AsJson = False) -> None:
 def forecast(
     patients: Annotated[str, typer.Option(help="Patients of one disease in each site: 12,30,8.")],
     epsilon: Annotated[
-        float, typer.Option(min=0.01, max=20, help="What each site spends; the default plan's when not given.")
+        float, typer.Option(min=0.01, max=20, help="What each site spends; default: the default plan's.")
     ] = DEFAULT_PLAN.epsilon,
-    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2)] = DEFAULT_PLAN.delta,
+    delta: Annotated[float, typer.Option(min=1e-12, max=1e-2, help="That goes with --epsilon.")] = DEFAULT_PLAN.delta,
     as_json: AsJson = False,
 ) -> None:
     """What a round of rows would cost and bring the whole federation: which sites are too small to help, what the noise leaves."""

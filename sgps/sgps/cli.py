@@ -18,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     suggest_commands=False,
-    help=__doc__,
+    help="What the centre and the scientist run: the demo, pre-training, reference banks, a change of base network.",
 )
 pretrain = typer.Typer(
     no_args_is_help=True, help="Make the base network, the generator and a release from public images."
@@ -209,7 +209,9 @@ def carry(
     out: Annotated[Path, typer.Option(help="The file to make, for `sgps-server releases carry`.")],
     leave_out: Annotated[
         str,
-        typer.Option(help="Classes that are not looked at, beside those that the releases name: akiec,df,vasc."),
+        typer.Option(
+            help="More classes that are not looked at, as akiec,df,vasc; those that a release leaves out never are."
+        ),
     ] = "",
     domain: Annotated[
         list[str] | None,

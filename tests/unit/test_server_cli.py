@@ -147,6 +147,11 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert best < 1.0  # 0.15 s on a quiet machine; the bound is for a busy one
 
 
+def test_help_shows_defaults_as_they_are_written() -> None:
+    said = " ".join(fed.server("sites", "approve", "--help").stdout.split())
+    assert "[default: 365; 1<=x<=3650]" in said and "\\" not in said
+
+
 def test_the_whole_coordinator_runs_without_torch() -> None:
     """Every module of the package, imported in a process where torch cannot be imported."""
     code = (
