@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -36,7 +36,7 @@ def run(
     class Formatter(click.HelpFormatter):
         """typer puts a backslash before brackets, for rich, which prints nothing here."""
 
-        def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
             super().write_dl([(name, text.replace(r"\[", "[")) for name, text in rows], col_max, col_spacing)
 
     click.Context.formatter_class = Formatter
