@@ -1,10 +1,11 @@
-"""Two choices, judged on the public classes of the reference bank alone: what texts bring to unseen classes, and the weight of the rivals.
+"""Choices, judged on public classes alone: what texts bring to unseen classes, the weight of the rivals, temperature and refusal.
 
-    python -m bench.judge --out DIR
+    python -m bench.judge --out DIR [--data DIR]
 
 Text: Tip-Adapter's map from sentence embeddings to class means, each class of a task hidden from the map, beside prototypes; skin
 classes are those that the base network was trained on, which makes them kind judges of nothing but order. Rivals: one exemplar
-against another class, its score less w times the best rival's, the other class in the bank or not.
+against another class, its score less w times the best rival's, the other class in the bank or not. Both need the reference bank
+alone; with --data temperature and refusal are judged too (`bench.decision`).
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from bench import decision
 from bench.features import Array
 from bench.figures import percent, table
 from bench.peers.adapter import SHARPNESS, TEXT_WEIGHTS, TextMap, cached, text_only
@@ -126,15 +128,24 @@ def report(r: Mapping[str, Any]) -> str:
         for known, by in sides.items()
     ]
     lines += ["", "Rivals: AUROC of one exemplar against one other class, in percent, by the weight of the best rival."]
-    return "\n".join([*lines, "", table(["classes", "the other class is", *(f"{w:g}" for w in WEIGHTS)], rows)]) + "\n"
+    lines += ["", table(["classes", "the other class is", *(f"{w:g}" for w in WEIGHTS)], rows)]
+    return "\n".join([*lines, *(decision.report(r) if "refusal" in r else [])]) + "\n"
 
 
 def run(
-    out: Path, tasks: int = 300, pairs: int = 1500, release: Release | None = None, seed: int = 7
+    out: Path,
+    tasks: int = 300,
+    pairs: int = 1500,
+    release: Release | None = None,
+    seed: int = 7,
+    data: Path | None = None,
+    classifiers: int = 100,
 ) -> dict[str, Any]:
-    """Measure and write `results.json` and `results.md` in `out`. Raises InputError for fewer than two tasks or pairs."""
-    if min(tasks, pairs) < 2:
-        raise InputError("must be at least 2", where="--tasks, --pairs")
+    """Measure and write `results.json` and `results.md` in `out`. data: folder of the public image sets, none for no temperature and
+    refusal. Raises InputError for fewer than two tasks, pairs or classifiers, or when a set is not there.
+    """
+    if min(tasks, pairs, classifiers) < 2:
+        raise InputError("must be at least 2", where="--tasks, --pairs, --classifiers")
     release = release or shipped_release()
     bank, centre = Bank.of(release), release.memory().coordinates.mean.astype(np.float32)
     results = {
@@ -146,6 +157,8 @@ def run(
         "rivals": judge_rivals(bank, centre, pairs, seed),
     }
     out.mkdir(parents=True, exist_ok=True)
+    if data:
+        results |= decision.judge_decision(release, data, out, classifiers, seed)
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
     write_atomic(out / "results.md", report(results).encode())
     return results
@@ -155,12 +168,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.judge", description=__doc__.splitlines()[0])
     p.add_argument("--tasks", type=int, default=300, help="of each number of ways and shots")
     p.add_argument("--pairs", type=int, default=1500, help="of a disease and another class")
+    p.add_argument(
+        "--classifiers", type=int, default=100, help="of each judge and number of ways and shots, with --data"
+    )
+    p.add_argument("--data", type=Path, help="folder of the public image sets: judge temperature and refusal too")
     p.add_argument("--seed", type=int, default=7)
     p.add_argument("--out", type=Path, required=True, help="folder")
     a = p.parse_args(argv)
     try:
         with threadpool_limits(1):
-            run(a.out, a.tasks, a.pairs, seed=a.seed)
+            run(a.out, a.tasks, a.pairs, seed=a.seed, data=a.data, classifiers=a.classifiers)
     except SgpsError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -155,7 +155,7 @@ def alone(
             for m, s in scores.items():
                 for k, v in ranked(s, kind, disease, world.test).items():
                     values[m].setdefault(k, []).append(v)
-            decided.append(_decisions(ours, made, logits, kind, disease, level))
+            decided.append(_decisions(ours, made, logits, queries, kind, disease, level))
         out[disease] = {"exemplars": len(chosen), "methods": values, "decisions": decided}
         print(f"{disease}: {len(chosen)} exemplars", flush=True)
     return out
@@ -176,11 +176,14 @@ def _lite0(world: World, out: Path) -> dict[int, Array]:
     return dict(zip(rows.tolist(), found[: len(rows)] - centre, strict=True))
 
 
-def _decisions(ours: Ours, made: Any, logits: Array, kind: Array, disease: str, level: float) -> dict[str, Any]:
+def _decisions(
+    ours: Ours, made: Any, logits: Array, queries: Array, kind: Array, disease: str, level: float
+) -> dict[str, Any]:
     """What the classifier would say, threshold and all, of each true class."""
     s = ours.synthesizer
-    calibration = calibrate(s.judged(made), level)[0]
-    d, least = calibration.decide(logits), calibration.least
+    calibration, foreign, _ = calibrate(s.judged(made), level)
+    other = foreign.found(queries, logits) if foreign else np.zeros(len(logits), bool)
+    d, unlike = calibration.decide(logits, other), other | (logits.max(1) < calibration.least)
     outputs = [disease, *(s.bank.classes[i].id for i in made.beside)]
     right = np.array([outputs[o] for o in d.output]) == kind
     answered = ~d.none
@@ -189,13 +192,11 @@ def _decisions(ours: Ours, made: Any, logits: Array, kind: Array, disease: str, 
     surest = right[known][np.argsort(second - first)]
     return {
         "levels": {
-            f"{a:g}": {
-                str(c): float(((d.p <= a) & (logits.max(1) >= least))[kind == c].mean()) for c in np.unique(kind)
-            }
-            for a in LEVELS
+            f"{a:g}": {str(c): float(((d.p <= a) & ~unlike)[kind == c].mean()) for c in np.unique(kind)} for a in LEVELS
         },
         "coverage": {f"{c:g}": float(surest[: max(1, round(c * len(surest)))].mean()) for c in COVERAGES},
         "accepted": {str(c): float(d.accepted[kind == c].mean()) for c in np.unique(kind)},
+        "other kind": float(other.mean()),
         "none": {str(c): float(d.none[kind == c].mean()) for c in np.unique(kind)},
         "outputs": sorted(set(outputs) & set(kind.tolist())),
         "answered": float(answered[known].mean()),

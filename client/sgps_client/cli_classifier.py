@@ -140,16 +140,18 @@ def predict(
     prediction.write_csv(out, classifier, items, answers)
     found = list(answers.predictions.values())
     accepted = {n: sum(p.accepted and p.label == n for p in found) for n in classifier.named}
-    none = sum(p.none_of_these for p in found)
+    none, other = sum(p.none_of_these for p in found), sum(p.other_kind for p in found)
     facts = {
         "out": str(out),
         "pictures": len(found),
         "accepted": accepted,
         "none_of_these": none,
+        "other_kind": other,
         "bad": list(answers.bad),
     }
     summary = ", ".join(f"{n} accepted as {name}" for name, n in accepted.items())
-    _say(as_json, facts, f"{out}: {counted(len(found), 'picture')}, {summary}, {none} none of these")
+    refused = f"{none} none of these" + (f", {other} of another kind of picture" if other else "")
+    _say(as_json, facts, f"{out}: {counted(len(found), 'picture')}, {summary}, {refused}")
     _name_bad(as_json, answers.bad)
 
 

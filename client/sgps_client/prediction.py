@@ -118,6 +118,7 @@ def write_csv(path: Path, classifier: "Classifier", items: Sequence[Item], answe
             "probability",
             "accepted",
             "none_of_these",
+            "other_kind",
             "p",
             "score",
             *(f"logit {n}" for n in classifier.labels),
@@ -126,10 +127,10 @@ def write_csv(path: Path, classifier: "Classifier", items: Sequence[Item], answe
     )
     for place, item in enumerate(items):
         if place in answers.faults:
-            table.writerow([item.name, *[""] * (6 + len(classifier.labels)), answers.faults[place]])
+            table.writerow([item.name, *[""] * (7 + len(classifier.labels)), answers.faults[place]])
             continue
         p = answers.predictions[place]
         numbers = [f"{p.scores[n]:.6g}" for n in classifier.labels]
-        yes = [str(flag).lower() for flag in (p.accepted, p.none_of_these)]
+        yes = [str(flag).lower() for flag in (p.accepted, p.none_of_these, p.other_kind)]
         table.writerow([item.name, p.label, f"{p.probability:.6g}", *yes, f"{p.p:.6g}", f"{p.score:.6g}", *numbers, ""])
     write_atomic(path, out.getvalue().encode(), mode=0o600)

@@ -6,7 +6,8 @@ averaged over the views,
     score of a named c     s_c = l_c - 0.6 max over the rivals of l_j; l_c where there are no rivals
     conformal p            p = (1 + number of public negatives whose score is at least s) / (n + 1)
     accepted               p <= the stated false-alarm level
-    none of these          every logit is below `least`, or the one disease is ahead of its rivals and yet not accepted
+    none of these          every logit is below `least`, the picture is of another kind (`sgps.foreign`), or the one disease is ahead of its rivals
+                           and yet not accepted
 
 A logit is s |f - m| cos(f - m, v - m), so the score of one disease is a centred cosine against the best rival, times the public scale s and the length of
 the query's own feature: exactly computable from the exported network, without this package. (Divided by that length, which N logits
@@ -75,11 +76,15 @@ class Calibration(Settings):
         allowed = int(np.floor(self.false_alarms * (n + 1) + 1e-9)) - 1
         return self.negatives[n - 1 - allowed] if allowed >= 0 else np.inf
 
-    def decide(self, logits: Array) -> "Decision":
-        """Logits [n, N], averaged over views. A row's decision does not depend on the other rows."""
+    def decide(self, logits: Array, foreign: Array | None = None) -> "Decision":
+        """Logits [n, N], averaged over views. foreign [n]: whether the picture is of another kind; none is. A row's decision does not depend on
+        the other rows."""
+        unlike = logits.max(1) < self.least
+        if foreign is not None:
+            unlike = unlike | foreign
         best = score(logits, self.named).max(1)
         p = p_values(best, np.asarray(self.negatives))
-        accepted = (p <= self.false_alarms) & (logits.max(1) >= self.least)
+        accepted = (p <= self.false_alarms) & ~unlike
         top = logits.argmax(1)
         if self.named == 1:
             probability = 1 / (1 + np.exp(-(self.slope * best + self.offset)))
@@ -89,7 +94,7 @@ class Calibration(Settings):
             scaled = logits / self.temperature
             exp = np.exp(scaled - scaled.max(1, keepdims=True))
             probability, output, none = (exp / exp.sum(1, keepdims=True)).max(1), top, np.zeros(len(logits), bool)
-        return Decision(output, none | (logits.max(1) < self.least), accepted, probability, best, p)
+        return Decision(output, none | unlike, accepted, probability, best, p)
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,16 @@ def card(r: Record) -> str:
             " `sgps-client evaluate` before you rely on it."
         ),
         (
-            f"* Probability: {_probability(one)} It was calibrated on {len(o.rehearsed)} public classes that played the disease in turn;"
-            " the base network has seen lesions of some of them, so it is rather too sure than not sure enough."
+            f"* Probability: {_probability(one)} It was calibrated on {len(o.rehearsed)} public classes that played the "
+            f"{'disease' if one else 'diseases'} in turn; the base network has seen lesions of some of them, so it is rather too sure than"
+            " not sure enough."
         ),
-        '* "None of these" is an answer: a picture like none of the outputs, or a disease that leads without passing the threshold.',
+        (
+            '* "None of these" is an answer: a picture of another kind, one like none of the outputs, or a disease that leads without'
+            " passing the threshold. **Do not rely on it to notice a disease that is no output**: most pictures of one, often nearly all,"
+            " get the name of an output."
+        ),
+        *_kinds(r),
         "",
         "## How to use it without this software",
         "",
@@ -68,7 +74,11 @@ def card(r: Record) -> str:
         ),
         f"Logits l are averaged over the {r.views} flips and quarter turns. Outputs: {', '.join(r.labels)}.",
         f"Score of output c: `{c.formula}`.",
-        f"A claim is accepted when the score is above {c.threshold:.4f} and the largest logit is at least {c.least:.4f}.",
+        (
+            f"A claim is accepted when the score is above {c.threshold:.4f}, the largest logit is at least {c.least:.4f}, and the picture"
+            " is of no other kind."
+        ),
+        *_other_kind(r),
         "",
         "## Limits",
         "",
@@ -92,6 +102,30 @@ def _disease(label: str, known: str | None, exemplars: int, own: int, worth: flo
         parts.append(f"{own} of the site's own patients")
     parts.append(f"class memory worth {worth:.1f} patients" if worth else "no row of the class memory")
     return f"* {label} ({f'catalogue: {known}' if known else 'not in the catalogue'}): {', '.join(parts)}."
+
+
+def _kinds(r: Record) -> list[str]:
+    """What was measured of other kinds of pictures."""
+    if r.foreign is None:
+        return ["* **A picture of another kind is not noticed**: nothing here knows any."]
+    own, *others = r.foreign.measured
+    seen = ", ".join(f"{s.name} {s.hits} of {s.n}" for s in others)
+    text = (
+        f"* Pictures of another kind are refused: of public pictures that were kept apart {seen}; of the kind itself ({own.name}) {own.hits}"
+        f" of {own.n}. A kind that is not among these may pass."
+    )
+    return [text]
+
+
+def _other_kind(r: Record) -> list[str]:
+    if r.foreign is None:
+        return []
+    text = (
+        "It is of another kind when the largest logit of `foreign` in `calibration.json` (weight and bias on the network's pooled features,"
+        " which `net.forward_head(net.forward_features(x), pre_logits=True)` gives) is more than"
+        f" {r.foreign.limit:.4f} above the largest logit."
+    )
+    return [text]
 
 
 def _probability(one: bool) -> str:

@@ -40,13 +40,20 @@ _LIMIT = 1 << 30  # bytes of the weights
 _BATCH = 32  # pictures at a time
 
 
+def look(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, N] and features [n, f] of a stock timm network: what its `forward` does, in two steps."""
+    features: Tensor = net.forward_head(net.forward_features(x), pre_logits=True)
+    return net.get_classifier()(features), features
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the classifier says about one picture.
 
     label: an output, or "none of these". scores: logit of every output, averaged over the views. probability: of the one disease at
     even odds, or of the label among several; calibrated on public classes. accepted: the claim holds at the stated false-alarm
-    level. p: conformal p value of the best named output. score: its score (`sgps.calibration`).
+    level. other_kind: the picture is of another kind
+    than the exemplars, as far as the bank knows kinds. p: conformal p value of the best named output. score: its score (`sgps.calibration`).
     """
 
     label: str
@@ -54,6 +61,7 @@ class Prediction:
     probability: float
     accepted: bool
     none_of_these: bool
+    other_kind: bool
     p: float
     score: float
 
@@ -89,24 +97,37 @@ class Classifier:
         net.load_state_dict(self.state, strict=True)
         return net.to(self.device)
 
-    @torch.inference_mode()
     def logits(self, images: Sequence[Image], view_count: int | None = None) -> NDArray[np.float32]:
         """[n, N] float32, averaged over views; with one view those of the plain timm network."""
-        r = self.record
-        count, rows = view_count or r.views, []
+        return self.looked_at(images, view_count)[0]
+
+    @torch.inference_mode()
+    def looked_at(
+        self, images: Sequence[Image], view_count: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits [n, N] and features [n, f], float32, averaged over views."""
+        r, net = self.record, self.network
+        count, logits, features = view_count or r.views, [], []
         for start in range(0, len(images), _BATCH):
             x = batch(images[start : start + _BATCH], r.size, r.mean, r.std).to(self.device)
             turned = views(x, count).flatten(0, 1).contiguous(memory_format=torch.channels_last)
             with exact(self.device):
-                rows.append(self.network(turned).view(count, len(x), -1).mean(0).cpu().numpy())
-        return np.concatenate(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+                out, f = look(net, turned)
+            logits.append(out.view(count, len(x), -1).mean(0).cpu().numpy())
+            features.append(f.view(count, len(x), -1).mean(0).cpu().numpy())
+        if not images:
+            width = self.state["classifier.weight"].shape[1]
+            return np.zeros((0, len(self.labels)), np.float32), np.zeros((0, width), np.float32)
+        return np.concatenate(logits), np.concatenate(features)
 
     def predict(self, images: Sequence[Image]) -> list[Prediction]:
         """One prediction for each picture; it does not depend on the other pictures."""
         if not images:
             return []
-        logits = self.logits(images).astype(np.float64)
-        d = self.record.calibration.decide(logits)
+        found, features = self.looked_at(images)
+        logits, foreign = found.astype(np.float64), self.record.foreign
+        other = foreign.found(features, logits) if foreign else np.zeros(len(logits), bool)
+        d = self.record.calibration.decide(logits, other)
         return [
             Prediction(
                 label=NONE if d.none[i] else self.labels[int(d.output[i])],
@@ -114,6 +135,7 @@ class Classifier:
                 probability=float(d.probability[i]),
                 accepted=bool(d.accepted[i]),
                 none_of_these=bool(d.none[i]),
+                other_kind=bool(other[i]),
                 p=float(d.p[i]),
                 score=float(d.score[i]),
             )
@@ -155,6 +177,8 @@ class Classifier:
         try:
             out = cls(record, safetensors.torch.load(weights), device)
             _ = out.network
+            if record.foreign and record.foreign.width != out.state["classifier.weight"].shape[1]:
+                raise ValueError("the classes of other kinds do not fit the network")
         except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
             raise InputError(
                 "does not hold the tensors of its architecture", where=folder / WEIGHTS, do=again

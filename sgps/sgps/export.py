@@ -1,6 +1,7 @@
 """A classifier as one ONNX file that says itself how to use it.
 
-The graph is the stock network: `images` float32 [n, 3, size, size], normalised, to `logits` float32 [n, N], any n. What comes before
+The graph is the stock network: `images` float32 [n, 3, size, size], normalised, to `logits` float32 [n, N], any n; and, where the
+classifier knows other kinds of pictures, to their logits, `others` [n, C]. What comes before
 (middle square, size, mean, std), around (views) and after (score, thresholds) stands in the file's metadata, every value JSON text.
 """
 
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from sgps.calibration import NONE, RIVAL_WEIGHT
-from sgps.classifier import WEIGHTS, Classifier
+from sgps.classifier import WEIGHTS, Classifier, look
 from sgps.errors import InputError, StateError
 from sgps.files import write_atomic
+from sgps.foreign import RULE, Foreign
 
 PARITY = 1e-4  # of the largest logit, where that is above 1: the most by which onnxruntime may differ from torch
 OPSET = 18
@@ -32,13 +35,16 @@ def onnx_bytes(classifier: Classifier) -> bytes:
     r = classifier.record
     random = torch.Generator().manual_seed(0)
     batches = [torch.randn(n, 3, r.size, r.size, generator=random) for n in _CHECKED]
+    network, outputs = classifier.network, ["logits"]
+    if r.foreign:
+        network, outputs = _WithOthers(network, r.foreign).eval(), ["logits", "others"]
     program = torch.onnx.export(
-        classifier.network,
+        network,
         (batches[-1],),
         dynamo=True,
         opset_version=OPSET,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=outputs,
         dynamic_shapes=({0: torch.export.Dim("n", min=1)},),
         verbose=False,
     )
@@ -54,9 +60,11 @@ def onnx_bytes(classifier: Classifier) -> bytes:
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     for x in batches:
         with torch.inference_mode():
-            wanted = classifier.network(x).numpy()
-        found = session.run(["logits"], {"images": x.numpy()})[0]
-        difference = float(np.abs(found - wanted).max()) / max(1.0, float(np.abs(wanted).max()))
+            made = network(x)
+            wanted = [t.numpy() for t in (made if r.foreign else (made,))]
+        found = session.run(outputs, {"images": x.numpy()})
+        pairs = [(f, w, max(1.0, float(np.abs(w).max()))) for f, w in zip(found, wanted, strict=True)]
+        difference = max(float(np.abs(f - w).max()) / most for f, w, most in pairs)
         if not difference <= PARITY:
             raise StateError(
                 f"onnxruntime differs from torch by {difference:.1e}",
@@ -66,10 +74,23 @@ def onnx_bytes(classifier: Classifier) -> bytes:
     return data
 
 
+class _WithOthers(nn.Module):
+    """A network and, on the same features, the head of other kinds of pictures: their logits beside its own."""
+
+    def __init__(self, network: nn.Module, foreign: Foreign) -> None:
+        super().__init__()
+        self.network, self.others = network, nn.Linear(foreign.width, len(foreign.ids))
+        self.others.load_state_dict({"weight": torch.tensor(foreign.weight), "bias": torch.tensor(foreign.bias)})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = look(self.network, x)
+        return logits, self.others(features)
+
+
 def metadata(classifier: Classifier) -> dict[str, Any]:
     """What a program needs besides the graph, and what a person must know. Everything that the classifier's folder says in numbers."""
     r = classifier.record
-    c, o = r.calibration, r.origin
+    c, o, f = r.calibration, r.origin, r.foreign
     return {
         "patient_data": "made from a patient's picture: keep it at the site, as you keep the picture",
         "intended_use": "research; not a medical device",
@@ -88,8 +109,9 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
         "rival_weight": RIVAL_WEIGHT,
         "threshold": c.threshold if np.isfinite(c.threshold) else None,
         "least": c.least,
-        "accepted_rule": "score above threshold and largest logit at least `least`",
-        "none_rule": f'"{NONE}" when every logit is below `least`, or the one disease leads and is not accepted',
+        "other_kind": {"limit": f.limit, "ids": list(f.ids), "rule": RULE} if f else None,
+        "accepted_rule": "score above threshold, largest logit at least `least`, not another kind of picture",
+        "none_rule": f'"{NONE}" when every logit is below `least`, at another kind of picture, or when the one disease leads and is not accepted',
         "false_alarms": c.false_alarms,
         "probability": {"slope": c.slope, "offset": c.offset, "temperature": c.temperature},
         "licence": o.licence,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from sgps.calibration import Calibration
+from sgps.foreign import Foreign
 from sgps.plan import Hex
 from sgps.settings import Settings
 
@@ -44,9 +45,9 @@ class Origin(Settings):
 
 
 class Record(Settings):
-    """calibration.json: everything about a classifier but its weights."""
+    """calibration.json: everything about a classifier but its weights. format: 1 knows no `foreign`, and is read as before."""
 
-    format: Annotated[int, Field(ge=1, le=1)] = 1
+    format: Annotated[int, Field(ge=1, le=2)] = 2
     architecture: str
     size: Annotated[int, Field(ge=32, le=1024)]
     mean: tuple[float, float, float]
@@ -55,6 +56,7 @@ class Record(Settings):
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     ids: tuple[str | None, ...]  # catalogue or bank id of each label, where there is one
     calibration: Calibration
+    foreign: Foreign | None = None  # none where the bank holds no other kind of picture
     origin: Origin
     notes: tuple[str, ...] = ()
     files: dict[str, str] = {}

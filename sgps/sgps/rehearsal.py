@@ -1,4 +1,4 @@
-"""What the bank says about a new classifier: threshold, measured false alarms, and the odds that a score is worth.
+"""What the bank says about a new classifier: thresholds, measured false alarms, the odds that a score is worth, and other kinds of pictures.
 
 Only public samples are used. One half of every bank class calibrates; the other half is kept apart and measures false alarms.
 """
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sgps import foreign
 from sgps.bank import Bank
 from sgps.calibration import Calibration, Share, fit_logistic, fit_temperature, score
 from sgps.errors import InputError
+from sgps.foreign import Foreign
 from sgps.rivals import choose, unit
 
 Array = NDArray[Any]
@@ -26,7 +28,7 @@ _NO_LEAST = -1e9
 class Judged:
     """A classifier to be judged by the bank: N outputs, the first `named` of them asked for, then the bank classes `beside`.
 
-    weight [N, f], bias [N]. others: bank classes that are negatives. shots: exemplars, own patients and worth of the class memory behind a disease, on average. rivals: as many were asked for.
+    weight [N, f], bias [N]. others: bank classes that are negatives; foreign: of other kinds of pictures. shots: exemplars, own patients and worth of the class memory behind a disease, on average. rivals: as many were asked for.
     """
 
     bank: Bank
@@ -37,13 +39,15 @@ class Judged:
     named: int
     beside: Sequence[int]
     others: Sequence[int]
+    foreign: Sequence[int]
     domain: str
     shots: float
     rivals: int
 
 
-def calibrate(j: Judged, false_alarms: float) -> tuple[Calibration, tuple[str, ...]]:
-    """The calibration at a stated false-alarm level, and the ids of the classes that played the disease.
+def calibrate(j: Judged, false_alarms: float) -> tuple[Calibration, Foreign | None, tuple[str, ...]]:
+    """The calibration at a stated false-alarm level, what tells pictures of other kinds where the bank has some, and the ids of the classes
+    that played the disease.
 
     Raises InputError when the bank has too few negatives for the level.
     """
@@ -68,12 +72,17 @@ def calibrate(j: Judged, false_alarms: float) -> tuple[Calibration, tuple[str, .
         temperature=r.temperature,
         measured=(),
     )
-    wrong, label = calibration.decide(_outputs(j, apart)).accepted, bank.label[apart]
+    other = None
+    if j.foreign and r.limit is not None:
+        weight, bias = foreign.head(bank, j.foreign, j.centre, j.scale)
+        other = foreign.made(bank, j.foreign, j.domain, weight, bias, r.limit, (j.weight, j.bias))
+    outputs, label = _outputs(j, apart), bank.label[apart]
+    wrong = calibration.decide(outputs, other.found(bank.features[apart], outputs) if other else None).accepted
     measured = [Share.of("all", int(wrong.sum()), len(wrong))]
     measured += [
         Share.of(bank.classes[i].name, int(wrong[label == i].sum()), int((label == i).sum())) for i in j.others
     ]
-    return calibration.model_copy(update={"measured": tuple(measured)}), r.classes
+    return calibration.model_copy(update={"measured": tuple(measured)}), other, r.classes
 
 
 def _outputs(j: Judged, rows: Array) -> Array:
@@ -95,12 +104,14 @@ def without_itself(j: Judged, rows: Array) -> Array:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a score is worth on public classes that played the disease in turn (`Calibration` says what the numbers mean)."""
+    """What a score is worth on public classes that played the disease in turn (`Calibration` says what the numbers mean). limit: of
+    `Foreign`, none where the bank has no other kind."""
 
     slope: float
     offset: float
     temperature: float
     least: float
+    limit: float | None
     classes: tuple[str, ...]
 
 
@@ -116,6 +127,19 @@ def _logits(j: Judged, prototypes: Array, rows: Array) -> Array:
     return np.asarray((j.bank.features[rows] - j.centre) @ unit(prototypes - j.centre).T * j.scale)
 
 
+def _ahead(j: Judged, rows: Array, logits: Array) -> Array:
+    """How far the best class of another kind is ahead of the best output [n]; nothing where the bank has no other kind."""
+    if not j.foreign:
+        return np.zeros(0)
+    weight, bias = foreign.head(j.bank, j.foreign, j.centre, j.scale)
+    return np.asarray((j.bank.features[rows] @ weight.T + bias).max(1) - logits.max(1))
+
+
+def _limit(ahead: Sequence[Array]) -> float | None:
+    found = np.concatenate(ahead) if ahead else np.zeros(0)
+    return float(np.quantile(found, 1 - foreign.LEVEL)) if len(found) else None
+
+
 def _take(j: Judged, place: int, random: np.random.Generator, halves: Sequence[bool] = (False,)) -> tuple[Array, Array]:
     """Rows of exemplars and of queries of one class. halves: of the bank, by whether they are kept apart."""
     rows = random.permutation(np.concatenate([j.bank.samples([place], apart=half) for half in halves]))
@@ -128,7 +152,7 @@ def _one(j: Judged, random: np.random.Generator) -> Rehearsal:
     bank, domains = j.bank, [j.domain]
     if len(bank.of_domain(j.domain)) < _FEW_CLASSES and _DRAWN in bank.domains and j.domain != _DRAWN:
         domains.append(_DRAWN)
-    scores, truth, weight, tops, used = [], [], [], [], []
+    scores, truth, weight, tops, used, ahead = [], [], [], [], [], []
     for domain in domains:
         members = bank.of_domain(domain)
         for place in members if len(members) > 1 else []:
@@ -146,12 +170,13 @@ def _one(j: Judged, random: np.random.Generator) -> Rehearsal:
                 weight.append(np.where(yes, 0.5 / yes.sum(), 0.5 / (~yes).sum()))
                 if domain == j.domain:
                     tops.append(logits[yes].max(1))
+                    ahead.append(_ahead(j, positives, logits[yes]))
             used.append(bank.classes[place].id)
     if not scores:
-        return Rehearsal(0.0, 0.0, 1.0, _NO_LEAST, ())
+        return Rehearsal(0.0, 0.0, 1.0, _NO_LEAST, None, ())
     slope, offset = fit_logistic(np.concatenate(scores), np.concatenate(truth), np.concatenate(weight))
     least = float(np.quantile(np.concatenate(tops), _LEAST)) if tops else _NO_LEAST
-    return Rehearsal(slope, offset, 1.0, least, tuple(used))
+    return Rehearsal(slope, offset, 1.0, least, _limit(ahead), tuple(used))
 
 
 def _several(j: Judged, random: np.random.Generator) -> Rehearsal:
@@ -162,12 +187,13 @@ def _several(j: Judged, random: np.random.Generator) -> Rehearsal:
     members = _kind(j)
     ways = min(j.named, len(members))
     if ways < 2:
-        return Rehearsal(0.0, 0.0, 1.0, _NO_LEAST, ())
-    (every, labels), (calibrating, _) = (
-        _tasks(j, members, ways, random, halves) for halves in ((False, True), (False,))
-    )
-    least = float(np.quantile(np.concatenate([z.max(1) for z in calibrating]), _LEAST))
-    return Rehearsal(0.0, 0.0, fit_temperature(every, labels), least, tuple(j.bank.classes[i].id for i in members))
+        return Rehearsal(0.0, 0.0, 1.0, _NO_LEAST, None, ())
+    every = tasks(j, members, ways, random, (False, True))
+    calibrating = tasks(j, members, ways, random, (False,))
+    least = float(np.quantile(np.concatenate([t.logits.max(1) for t in calibrating]), _LEAST))
+    limit = _limit([_ahead(j, t.rows, t.logits) for t in calibrating])
+    temperature = fit_temperature([t.logits for t in every], [t.truth for t in every])
+    return Rehearsal(0.0, 0.0, temperature, least, limit, tuple(j.bank.classes[i].id for i in members))
 
 
 def _kind(j: Judged) -> list[int]:
@@ -177,14 +203,24 @@ def _kind(j: Judged) -> list[int]:
     return next((g for g in groups if len(g) > 1), [])
 
 
-def _tasks(
+@dataclass(frozen=True)
+class Task:
+    """rows [n]: queries in the bank. logits [n, N]. truth [n]: the right output."""
+
+    rows: Array
+    logits: Array
+    truth: Array
+
+
+def tasks(
     j: Judged, members: Sequence[int], ways: int, random: np.random.Generator, halves: Sequence[bool]
-) -> tuple[list[Array], list[Array]]:
-    """Logits and labels of the queries of each task."""
-    logits, labels = [], []
+) -> list[Task]:
+    """Forty tasks of so many of these classes, of the halves of the bank that are (not) kept apart."""
+    out = []
     for _ in range(_EPISODES):
         drawn = [_take(j, int(i), random, halves) for i in random.choice(members, ways, replace=False)]
         prototypes = np.stack([j.bank.features[exemplars].mean(0) for exemplars, _ in drawn])
-        logits.append(_logits(j, prototypes, np.concatenate([queries for _, queries in drawn])))
-        labels.append(np.repeat(np.arange(ways), [len(queries) for _, queries in drawn]))
-    return logits, labels
+        rows = np.concatenate([queries for _, queries in drawn])
+        truth = np.repeat(np.arange(ways), [len(queries) for _, queries in drawn])
+        out.append(Task(rows, _logits(j, prototypes, rows), truth))
+    return out

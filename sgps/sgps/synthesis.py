@@ -27,6 +27,7 @@ from sgps.classifier import Classifier
 from sgps.device import CPU, exact
 from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError, SignatureError
+from sgps.foreign import classes as foreign_classes
 from sgps.generator import PARTS, ClassInputs, Generator, linear_head
 from sgps.memory import Memory
 from sgps.open_encoders import Spec
@@ -100,7 +101,7 @@ class _Asked:
 class Composition:
     """All weights of a classifier. Rows of weight [N, f] and bias [N]: the asked diseases by name, then the rivals.
 
-    body: tensors of the generated body where it was computed, none for the base. beside, others: places of rivals and of negatives in the bank. cosine: of
+    body: tensors of the generated body where it was computed, none for the base. beside, others, foreign: places of rivals, of negatives and of classes of other kinds in the bank. cosine: of
     the exemplars' features before and after. seconds: all of it took.
     """
 
@@ -110,6 +111,7 @@ class Composition:
     body: dict[str, Tensor] | None
     beside: tuple[int, ...]
     others: tuple[int, ...]
+    foreign: tuple[int, ...]
     domain: str
     cosine: float
     notes: tuple[str, ...]
@@ -170,7 +172,8 @@ class Synthesizer:
         )
         prototypes = np.stack([self._blended(m, d, memory) for m, d in zip(means, asked, strict=True)])
         embedded = self.text.embed([d.text for d in asked])
-        domain, notes = self._domain(asked[0], prototypes[0])
+        domain, looks, notes = self._domain(asked[0], prototypes[0])
+        kinds = {domain, looks, *(self._kind(d, p) for d, p in zip(asked[1:], prototypes[1:], strict=True))}
         itself = set().union(*(same_disease(self.bank, d.names, t) for d, t in zip(asked, embedded, strict=True)))
         others = [i for i in self.bank.of_domain(domain) if i not in itself]
         if not others:
@@ -200,6 +203,7 @@ class Synthesizer:
             body,
             tuple(beside),
             tuple(others),
+            tuple(i for i in foreign_classes(self.bank, kinds) if i not in itself),
             domain,
             cosine,
             tuple(notes),
@@ -219,7 +223,7 @@ class Synthesizer:
         """See the module's function."""
         start = time.perf_counter()
         c = self.compose(exemplars, texts, own=own, memory=memory, rivals=rivals)
-        calibration, rehearsed = calibrate(self.judged(c, rivals), false_alarms)
+        calibration, foreign, rehearsed = calibrate(self.judged(c, rivals), false_alarms)
         order = [next(i for i, d in enumerate(c.asked) if d.key == key) for key in exemplars]
         order += range(len(c.asked), len(c.asked) + len(c.beside))
         state = self.encoder.target.export(c.body, c.weight[order], c.bias[order])
@@ -250,6 +254,7 @@ class Synthesizer:
             labels=self._labels([*exemplars], c.beside),
             ids=tuple([diseases[k].id for k in exemplars] + [self.bank.classes[i].id for i in c.beside]),
             calibration=calibration,
+            foreign=foreign,
             origin=origin,
             notes=(*c.notes, *(line for d in c.asked for line in self._notes(d))),
         )
@@ -309,14 +314,17 @@ class Synthesizer:
             self._inside[domain] = self.memory.coordinates.inside(self.bank.features[mine], self.bank.label[mine])
         return self._inside[domain]
 
-    def _domain(self, first: _Asked, prototype: Array) -> tuple[str, list[str]]:
-        looks = domain_of(self.bank, prototype, self.centre)
-        if first.entry is None or first.entry.domain not in self.bank.domains:
-            return looks, []
-        domain = first.entry.domain
-        return domain, [
-            f"the exemplar of {first.key} looks more like {looks} than like {domain}"
-        ] if looks != domain else []
+    def _domain(self, first: _Asked, prototype: Array) -> tuple[str, str, list[str]]:
+        """The kind of picture of a disease, the one that its exemplar looks like, and a note where they differ."""
+        domain, looks = self._kind(first, prototype), domain_of(self.bank, prototype, self.centre)
+        note = f"the exemplar of {first.key} looks more like {looks} than like {domain}"
+        return domain, looks, [note] if looks != domain else []
+
+    def _kind(self, d: _Asked, prototype: Array) -> str:
+        """The kind of picture by the catalogue, where the bank knows that kind; else the one that the exemplar looks like."""
+        if d.entry and d.entry.domain in self.bank.domains:
+            return d.entry.domain
+        return domain_of(self.bank, prototype, self.centre)
 
     def _inputs(
         self, asked: Sequence[_Asked], prototypes: Array, embedded: Array, beside: Sequence[int], domain: str
@@ -390,6 +398,7 @@ class Synthesizer:
             named=len(c.asked),
             beside=c.beside,
             others=c.others,
+            foreign=c.foreign,
             domain=c.domain,
             shots=float(np.mean([d.shots + d.worth for d in c.asked])),
             rivals=rivals,

@@ -23,9 +23,11 @@ runtime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from sgps import export
-from sgps.classifier import Classifier
+from sgps.calibration import Share
+from sgps.classifier import Classifier, look
 from sgps.draw import draw_patient, draw_profile
 from sgps.errors import InputError, StateError
+from sgps.foreign import Foreign
 from sgps_client import cli
 
 
@@ -103,6 +105,29 @@ def test_metadata_name_origin_and_thresholds(folder: Path, exported: Path) -> No
     )
     assert said["patient_data"].startswith("made from a patient's picture")
     assert {"licence", "release_sha256", "encoder_sha256", "bank_sha256", "std", "views", "false_alarms"} <= set(said)
+
+
+def test_the_head_of_other_kinds_goes_along(folder: Path, tmp_path: Path) -> None:
+    made, x = Classifier.load(folder), torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits, features = (t.numpy() for t in look(made.network, x))
+    weight = np.random.default_rng(0).normal(size=(2, features.shape[1])).round(3)
+    ahead = (features @ weight.T + 0.5).max(1) - logits.max(1)
+    other = Foreign(
+        ids=("a", "b"),
+        weight=weight.tolist(),
+        bias=(0.5, 0.5),
+        limit=float(np.median(ahead)) - 1e-3,
+        measured=(Share.of("x", 0, 5),),
+    )
+    Classifier(made.record.model_copy(update={"foreign": other}), made.state).save(tmp_path / "model")
+    export.save_onnx(Classifier.load(tmp_path / "model"), tmp_path / "it.onnx")
+    session, said = opened(tmp_path / "it.onnx")
+    found, others = session.run(["logits", "others"], {"images": x.numpy()})
+    np.testing.assert_allclose(found, logits, atol=1e-4)
+    np.testing.assert_allclose(others.max(1) - found.max(1), ahead, atol=1e-4)
+    refused = others.max(1) - found.max(1) > said["other_kind"]["limit"]
+    assert refused.tolist() == other.found(features, logits).tolist() and refused.sum() == 2
 
 
 def test_any_number_of_pictures(folder: Path, exported: Path) -> None:

@@ -27,7 +27,7 @@ def judged(of: Bank, domain: str, named: int = 3, shots: float = 1.0) -> Judged:
     centre = np.mean([of.features[of.label == i].mean(0) for i in of.of_domain(domain)], 0)
     weight = np.zeros((named, WIDTH), np.float32)
     others = of.of_domain(domain)
-    return Judged(of, centre, 1.0, weight, weight[:, 0], named, [], others, domain, shots, 5)
+    return Judged(of, centre, 1.0, weight, weight[:, 0], named, [], others, [], domain, shots, 5)
 
 
 def test_several_diseases_are_rehearsed_on_classes_of_their_own_kind_alone():
