@@ -40,12 +40,11 @@ from bench.body_fit import (
     unflat,
 )
 from bench.body_report import report
-from bench.body_tasks import Kind, Task, common_drawn, drawn_task, frames, skin_kinds
+from bench.body_tasks import Kind, Task, drawn_kind, drawn_task, frames, plain, skin_kinds
 from bench.pictures import read_pictures
 from sgps.errors import InputError, SgpsError
 from sgps.files import write_atomic
 from sgps.generator import Generator
-from sgps.images import batch
 from sgps.pretrain.networks import load_state
 from sgps.release import Release
 from sgps.shipped import shipped_release
@@ -63,21 +62,22 @@ class Plan:
     meta-training uses. bounded: tasks of each kind whose oracle is fitted again under other bounds."""
 
     tasks: tuple[int, ...] = tuple(range(9100, 9124, 3))
-    choice: tuple[int, ...] = tuple(range(9200, 9209, 3))
+    choice: tuple[int, ...] = tuple(range(9200, 9206, 3))
     trained: range = range(2000, 2040)
     patients: int = 16
+    lesions: int = 100
     known: int = 40
-    shown: int = 40
-    real_draws: int = 2
+    shown: int = 30
+    real_draws: int = 1
     episodes: int = 200
     rates: tuple[float, ...] = (0.01, 0.03)
-    marks: tuple[int, ...] = (10, 20)
-    few_rates: tuple[float, ...] = (0.01, 0.03)
-    few_marks: tuple[int, ...] = (3, 10)
+    marks: tuple[int, ...] = (4, 12)
+    few_rates: tuple[float, ...] = (0.03,)
+    few_marks: tuple[int, ...] = (2, 6)
     common_steps: int = 2  # times those of an oracle
     draws: int = 1
-    bounded: int = 3
-    public: int = 12  # pictures of each side
+    bounded: int = 2
+    public: int = 8  # pictures of each side
 
 
 class Bench:
@@ -88,7 +88,7 @@ class Bench:
     ) -> None:
         self.world, self.plan, self.seed, self.generator = World.of(release), plan, seed, generator
         code = b"".join(Path(m.__file__).read_bytes() for m in (body_fit, body_tasks))
-        sizes = [plan.known, plan.shown, plan.episodes, plan.patients, list(plan.trained), plan.public]
+        sizes = [plan.known, plan.shown, plan.episodes, plan.patients, plan.lesions, list(plan.trained), plan.public]
         asked = json.dumps([release.sha256, seed, data, sizes]).encode()
         self.work = out / f"work-{hashlib.sha256(code + asked).hexdigest()[:12]}"
         self.work.mkdir(parents=True, exist_ok=True)
@@ -181,8 +181,9 @@ class Bench:
 
     def common(self, kind: Kind, chosen: Mapping[str, Any]) -> Coefficients:
         rate, steps = chosen["oracle"]["rate"], self.plan.common_steps * chosen["oracle"]["steps"]
-        ways = min(len(kind.tasks[0].classes), len(kind.common))
-        return self.fitted(f"{kind.name} common", list(kind.common.values()), ways, [steps], rate)[steps]
+        path = self.work / f"{kind.name} common.safetensors"
+        pictures = kind.common() if kind.common and not path.is_file() else []
+        return self.fitted(f"{kind.name} common", pictures, len(kind.tasks[0].classes), [steps], rate)[steps]
 
     def borrowed(self, kind: Kind, task: Task, chosen: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         """Base, oracle and the mean over oracles of other tasks."""
@@ -206,7 +207,7 @@ class Bench:
         return {
             COMMON if o is kind else FOREIGN: self.judged(task, f"common {o.name}", lambda o=o: self.common(o, chosen))  # type: ignore[misc]
             for o in kinds
-            if o.common
+            if o.common is not None
         }
 
     def moved(self, kind: Kind, task: Task, chosen: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -243,15 +244,15 @@ class Bench:
         oracle = np.stack([flat(self.oracle(t, chosen), self.mask) for t in tasks])
         second = [self.second(kind, t, chosen) for t in tasks]
         predicted = left_out(np.stack([summary_of(self.world, t) for t in tasks]), oracle, 0.1)
-        for task, values in zip(tasks, predicted, strict=True):
-            c = unflat(values, self.mask)
+        for place, task in enumerate(tasks):
+            c = unflat(predicted[place, place], self.mask)
             tasks_out[task.name]["arms"][RIDGE] = self.judged(task, RIDGE, lambda c=c: c)  # type: ignore[misc]
         rows = {"ridge map, this task left out": predicted}
         if (twins := [x for x in second if x is not None]) and len(twins) == len(tasks):
             rows = {"an oracle from other pictures of the classes": np.stack(twins), **rows}
         if self.generator is not None:
-            made = [generated(self.world, self.generator, t, t.known) for t in tasks]
-            rows["trained generator, all known pictures"] = np.stack([flat(c, self.mask) for c in made])
+            made = [generated(self.world, self.generator, t, [own[:5] for own in t.known]) for t in tasks]
+            rows["trained generator, five exemplars"] = np.stack([flat(c, self.mask) for c in made])
             made = [generated(self.world, self.generator, t, [own[:1] for own in t.known]) for t in tasks]
             rows["trained generator, one exemplar"] = np.stack([flat(c, self.mask) for c in made])
 
@@ -259,15 +260,18 @@ class Bench:
             return bool(set(tasks[i].classes) & set(tasks[j].classes))
 
         found = {}
-        for title, values in {**rows, "mean of the others' oracles": None}.items():
-            if values is None:
-                values = np.stack([np.delete(oracle, i, 0).mean(0) for i in range(len(oracle))])
+        for title, values in rows.items():
             own, other = cosines(values, oracle, related)
             found[title] = {
                 "own": own.tolist(),
                 "other": other.tolist(),
                 "size": float(np.sqrt((values**2).mean())),
             }
+        mean = np.stack([np.delete(oracle, i, 0).mean(0) for i in range(len(oracle))])
+        found["mean of the other tasks' oracles"] = {
+            "own": cosines(mean, oracle, related)[0].tolist(),
+            "size": float(np.sqrt((mean**2).mean())),
+        }
         return {"found": found, "size of the oracle": float(np.sqrt((oracle**2).mean())), "numbers": oracle.shape[1]}
 
     def second(self, kind: Kind, task: Task, chosen: Mapping[str, Any]) -> Array | None:
@@ -299,10 +303,10 @@ def run(
         raise InputError("wants --data", where="--meta-test", do="name the pictures")
     bench = Bench(release, out, plan, seed, _generator(body, release), pictures.digest if pictures else "")
     tasks = tuple(drawn_task(f, plan.known, plan.shown) for f in plan.tasks)
-    kinds = [Kind("drawn", tasks, tasks, common_drawn(plan.trained, plan.patients))]
+    kinds = [drawn_kind(tasks, plan.trained, plan.patients, plan.public)]
     if pictures:
-        kinds += skin_kinds(pictures, test, plan.known, plan.shown, plan.real_draws, 10 * plan.public, seed)
-    bench.public = _public(kinds, plan, release)
+        kinds += skin_kinds(pictures, test, plan.known, plan.shown, plan.real_draws, plan.lesions, plan.public, seed)
+    bench.public = plain([image for k in kinds for image in k.public], release)
     chosen = bench.figures("choice", bench.choose)
     found: dict[str, Any] = {k.name: {"tasks": {t.name: {"arms": {}} for t in k.tasks}} for k in kinds}
     results = {"release": release.sha256, "seed": seed, "chosen": chosen, "kinds": found}
@@ -331,18 +335,6 @@ def _write(out: Path, results: dict[str, Any], begun: float) -> None:
     results["seconds"] = round(time.process_time() - begun, 1)
     write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
     write_atomic(out / "results.md", report(results).encode())
-
-
-def _public(kinds: Sequence[Kind], plan: Plan, release: Release) -> torch.Tensor:
-    """Pictures on which features are compared: of the common classes of each kind."""
-    from PIL import Image
-
-    found = []
-    for kind in (k for k in kinds if k.common):
-        each = -(-plan.public // len(kind.common))
-        found += [Image.fromarray(x) for own in kind.common.values() for x in own[:each]][: plan.public]
-    a = release.manifest.architecture
-    return batch(found, a.size, a.mean, a.std).contiguous(memory_format=torch.channels_last)
 
 
 def _generator(path: Path | None, release: Release) -> Generator | None:

@@ -20,9 +20,9 @@ from sgps.release import GENERATOR, Release
 from sgps.target import Coefficients, Target
 
 Array = NDArray[Any]
-BATCH, EPISODES = 24, 8  # pictures of a step, and few-shot tasks that are made of their features
+BATCH, EPISODES = 18, 8  # pictures of a step, and few-shot tasks that are made of their features
 AREA, COLOUR = (0.7, 1.0), 0.0
-SHOTS = (1, 5)
+SHOTS, READ = (1, 5), 48  # exemplars of a class; pictures that are read at a time
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class World:
     def features(self, x: Tensor, c: Coefficients | None) -> Array:
         """[n, f] of plain views, centred. c: none is the base."""
         body = None if c is None else self.target.materialise(c)
-        parts = [self.target.features(x[i : i + 2 * BATCH], body) for i in range(0, len(x), 2 * BATCH)]
+        parts = [self.target.features(x[i : i + READ], body) for i in range(0, len(x), READ)]
         return (torch.cat(parts) - self.centre).numpy()
 
 
@@ -245,22 +245,25 @@ def summary_of(world: World, task: Task) -> Array:
 
 
 def left_out(x: Array, y: Array, ridge: float) -> Array:
-    """Prediction of each y [n, d] from its x [n, f] by ridge regression on the others; ridge: share of the kernel's mean diagonal."""
-    out = np.empty_like(y)
+    """[n, n, d]: at (i, j) what ridge regression of y [n, d] on x [n, f] without task i says for the input of task j.
+
+    ridge: share of the kernel's mean diagonal.
+    """
+    out = np.empty((len(x), *y.shape))
     for i in range(len(x)):
         others = np.delete(np.arange(len(x)), i)
         mx, my = x[others].mean(0), y[others].mean(0)
         a = x[others] - mx
         kernel = a @ a.T
         kernel += (ridge * np.trace(kernel) / len(kernel) + 1e-12) * np.eye(len(kernel))
-        out[i] = my + ((x[i] - mx) @ a.T) @ np.linalg.solve(kernel, y[others] - my)
+        out[i] = my + ((x - mx) @ a.T) @ np.linalg.solve(kernel, y[others] - my)
     return out
 
 
 def cosines(predicted: Array, oracle: Array, related: Callable[[int, int], bool]) -> tuple[Array, Array]:
-    """[n] cosine of each prediction to its own oracle, and [n] its mean one to the oracles of unrelated tasks."""
-    table = unit(predicted) @ unit(oracle).T
-    other = [
-        np.mean([table[i, j] for j in range(len(table)) if j != i and not related(i, j)]) for i in range(len(table))
-    ]
-    return np.diag(table).copy(), np.array(other)
+    """[n] cosine of each task's oracle [n, d] to what is predicted for it, and [n] the mean one to what is predicted from the inputs of
+    unrelated tasks. predicted: [n, d], or [n, n, d] of `left_out`."""
+    n = len(oracle)
+    table = np.einsum("id,ijd->ij", unit(oracle), unit(np.broadcast_to(predicted, (n, *oracle.shape))))
+    shuffled = [[table[i, j] for j in range(n) if j != i and not related(i, j)] for i in range(n)]
+    return np.diag(table).copy(), np.array([np.mean(s) if s else np.nan for s in shuffled])

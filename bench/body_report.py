@@ -65,20 +65,25 @@ def _few(r: Mapping[str, Any]) -> list[str]:
     return [table(["tasks", "exemplars", "base", "body fitted to the exemplars", "trained generator"], rows)]
 
 
+def _cosine(values: Sequence[float]) -> str:
+    found = over_tasks(values)
+    return f"{found.mean:.3f} ± {found.half:.3f}"
+
+
 def _coefficients(r: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, kind in r["kinds"].items():
         for title, f in kind.get("coefficients", {}).get("found", {}).items():
-            own, other = over_tasks(f["own"]), over_tasks(f["other"])
-            gap = over_tasks(np.subtract(f["own"], f["other"]).tolist())
+            cells = [_cosine(f["own"])]
+            if "other" in f:
+                cells += [_cosine(f["other"]), _cosine(np.subtract(f["own"], f["other"]).tolist())]
             share = f["size"] / kind["coefficients"]["size of the oracle"]
-            cells = [f"{i.mean:.3f} ± {i.half:.3f}" for i in (own, other, gap)]
-            rows.append([NAMES[name], title, *cells, f"{share:.2f}"])
+            rows.append([NAMES[name], title, *cells, *[""] * (3 - len(cells)), f"{share:.2f}"])
     head = [
         "tasks",
         "coefficients",
         "cosine to the task's oracle",
-        "to oracles of unrelated tasks",
+        "predicted for unrelated tasks",
         "difference",
         "size / oracle's",
     ]
@@ -117,9 +122,7 @@ def _choice(r: Mapping[str, Any]) -> list[str]:
         what = "oracle, mean of one and five exemplars" if name == "oracle" else f"fitted to {name} exemplar(s) a class"
         grid = ", ".join(f"{s}: {100 * np.mean(g):+.1f}" for s, g in c["gains"].items())
         rows.append([what, f"{c['rate']:g}, {c['steps']}", grid])
-    return [
-        table(["", "chosen: rate, steps", "gain in points on the four tasks of the choice, by rate and steps"], rows)
-    ]
+    return [table(["", "chosen: rate, steps", "gain in points on the tasks of the choice, by rate and steps"], rows)]
 
 
 def report(r: Mapping[str, Any]) -> str:

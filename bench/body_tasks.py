@@ -1,7 +1,7 @@
 """Few-shot tasks of classes whose labelled pictures are plenty, so that a body can be fitted to them: drawn and real."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -126,13 +126,15 @@ def real_tasks(
 class Kind:
     """tasks; lenders: for each of them the names of tasks of `lending` whose body it borrows, none of which has a class of its.
 
-    common: pictures of other classes or lesions, by class, from which one body for all tasks is made.
+    common: frames of other classes or lesions, by class, from which one body for all tasks is made; none is made for the test classes.
+    public: pictures on which features before and after are compared.
     """
 
     name: str
     tasks: tuple[Task, ...]
     lending: tuple[Task, ...]
-    common: Mapping[str, Array]
+    common: Callable[[], Sequence[Array]] | None = None
+    public: tuple[Image.Image, ...] = ()
 
     def lenders(self, task: Task, most: int) -> list[str]:
         place = next((i for i, t in enumerate(self.lending) if t.name == task.name), -1)
@@ -144,24 +146,39 @@ class Kind:
         return next((t for t in self.tasks if t.classes == task.classes and t.name != task.name), None)
 
 
-def common_drawn(profiles: range, patients: int) -> dict[str, Array]:
-    return {f"drawn-{p}": frames(drawn(p, range(patients))) for p in profiles}
+def drawn_kind(tasks: Sequence[Task], trained: range, patients: int, public: int) -> Kind:
+    """trained: profiles of the common body."""
+    return Kind(
+        "drawn",
+        tuple(tasks),
+        tuple(tasks),
+        lambda: [frames(drawn(p, range(patients))) for p in trained],
+        tuple(drawn(p, range(1))[0] for p in trained[:public]),
+    )
 
 
 def skin_kinds(
-    pictures: Pictures, test: Sequence[str], known: int, shown: int, draws: int, lesions: int, seed: int
+    pictures: Pictures, test: Sequence[str], known: int, shown: int, draws: int, lesions: int, public: int, seed: int
 ) -> list[Kind]:
     """Held-out lesions of the classes that the base was trained on, with trained lesions of them in common; then the test classes,
     which borrow from the former."""
     recipe, held = read_recipe(None), held_out(pictures.lesion, pictures.label, read_recipe(None))
     classes = [c for c in recipe.base_classes if (pictures.label[held] == c).any()]
     tasks = tuple(real_tasks(pictures, classes, np.flatnonzero(held), known, shown, draws, seed))
-    random, common = np.random.default_rng([seed, 9]), dict[str, Array]()
+    random, trained = np.random.default_rng([seed, 9]), list[Array]()
     for name in classes:
         rows = pictures.one_each(np.flatnonzero((pictures.label == name) & ~held), random)
-        common[name] = frames([pictures.image(int(r)) for r in random.permutation(rows)[:lesions]])
-    out = [Kind("skin", tasks, tasks, common)]
+        trained.append(random.permutation(rows)[:lesions])
+    out = [
+        Kind(
+            "skin",
+            tasks,
+            tasks,
+            lambda: [frames([pictures.image(int(r)) for r in rows]) for rows in trained],
+            tuple(pictures.image(int(r)) for rows in trained for r in rows[: -(-public // len(classes))]),
+        )
+    ]
     if test:
         tested = real_tasks(pictures, test, pictures.of(test), known, shown, draws, seed)
-        out.append(Kind("test", tuple(tested), tasks, {}))
+        out.append(Kind("test", tuple(tested), tasks))
     return out

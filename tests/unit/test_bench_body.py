@@ -13,7 +13,7 @@ sys.path.insert(
 )  # bench is a folder of the repository, not a package that is installed
 
 from bench import body
-from bench.body_fit import Trial, World, acting, fit, flat, left_out, unflat
+from bench.body_fit import Trial, World, acting, cosines, fit, flat, left_out, unflat
 from bench.body_report import over_tasks
 from bench.body_tasks import Kind, drawn_task, plain
 from sgps.errors import InputError
@@ -82,17 +82,19 @@ def test_a_task_is_tested_on_patients_that_nothing_learned_from(task):
 
 def test_a_body_is_borrowed_only_from_tasks_without_a_class_of_ones_own(task):
     shared = [task, drawn_task(9501, 1, 1), drawn_task(9506, 1, 1)]
-    assert Kind("drawn", tuple(shared), tuple(shared), {}).lenders(task, 2) == ["drawn-9506"]
+    assert Kind("drawn", tuple(shared), tuple(shared)).lenders(task, 2) == ["drawn-9506"]
 
 
 def test_a_ridge_map_predicts_what_is_linear_and_never_sees_its_own_task():
     random = np.random.default_rng(0)
     x = random.normal(size=(30, 3))
     y = x @ random.normal(size=(3, 4)) + 5
-    assert left_out(x, y, 1e-6) == pytest.approx(y, abs=1e-3)
+    assert left_out(x, y, 1e-6)[5, 5] == pytest.approx(y[5], abs=1e-3)
     changed = y.copy()
-    changed[0] += 100
-    assert left_out(x, changed, 1e-6)[0] == pytest.approx(y[0], abs=1e-3)
+    changed[5] += 100
+    assert left_out(x, changed, 1e-6)[5, 5] == pytest.approx(y[5], abs=1e-3)
+    own, shuffled = cosines(left_out(x, y - 5, 1e-6), y - 5, lambda i, j: False)
+    assert own.min() > 0.99 and abs(shuffled.mean()) < 0.3
 
 
 def test_intervals_are_over_tasks():
