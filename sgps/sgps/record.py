@@ -1,6 +1,6 @@
 """Everything about a classifier but its weights: kept beside them, for the program that uses it and the person who judges it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -8,6 +8,8 @@ from sgps.calibration import Calibration
 from sgps.foreign import Foreign
 from sgps.plan import Hex
 from sgps.settings import Settings
+
+Hair = Literal["keep", "remove"]
 
 
 class Disease(Settings):
@@ -45,7 +47,10 @@ class Origin(Settings):
 
 
 class Record(Settings):
-    """calibration.json: everything about a classifier but its weights. format: 1 knows no `foreign`, and is read as before."""
+    """calibration.json: everything about a classifier but its weights. format: 1 knows no `foreign`, and is read as before.
+
+    hair: whether `sgps.hair` takes it off every picture first, the exemplars as well as those that are asked about.
+    """
 
     format: Annotated[int, Field(ge=1, le=2)] = 2
     architecture: str
@@ -53,6 +58,7 @@ class Record(Settings):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     views: Annotated[int, Field(ge=1, le=8)]
+    hair: Hair = "keep"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     ids: tuple[str | None, ...]  # catalogue or bank id of each label, where there is one
     calibration: Calibration

@@ -1,0 +1,203 @@
+"""Hair is found and filled, and what only looks a little like it stays."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from sgps import hair
+from sgps.hair import found, without
+
+SKIN, BROWN = (205, 160, 145), (120, 75, 50)
+
+
+def _skin(size=(160, 150), seed=0):
+    """Uneven skin with a blurred lesion in the middle."""
+    image = Image.new("RGB", size, SKIN)
+    w, h = size
+    ImageDraw.Draw(image).ellipse((0.3 * w, 0.3 * h, 0.7 * w, 0.7 * h), fill=BROWN)
+    soft = np.asarray(image.filter(ImageFilter.GaussianBlur(0.02 * h)), np.float32)
+    grain = np.random.default_rng(seed).normal(0, 2, (h, w, 1))
+    return Image.fromarray((soft + grain).clip(0, 255).astype(np.uint8))
+
+
+def _line(image, degrees, width=2, colour=(50, 38, 30), reach=0.45, middle=(0.5, 0.5)):
+    """A straight hair; where it is."""
+    out, where = image.copy(), Image.new("1", image.size)
+    side = min(image.size)
+    step = reach * side * np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))])
+    ends = [tuple(np.multiply(middle, image.size) - step), tuple(np.multiply(middle, image.size) + step)]
+    for picture, fill in ((out, colour), (where, 1)):
+        ImageDraw.Draw(picture).line(ends, fill=fill, width=width)
+    return out, np.asarray(where)
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """Even a little hair is removed."""
+    monkeypatch.setattr(hair, "LEAST", 0.001)
+
+
+@pytest.mark.parametrize("degrees", range(0, 180, 9))
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.usefixtures("little")
+def test_a_hair_of_any_direction_is_found_and_filled(degrees, width):
+    plain = _skin()
+    hairy, where = _line(plain, degrees, width)
+    assert (found(np.asarray(hairy)) & where).sum() > 0.9 * where.sum()
+    before, after = np.asarray(plain, int), np.asarray(without(hairy), int)
+    assert np.abs(after - before)[where].mean() < 0.1 * np.abs(np.asarray(hairy, int) - before)[where].mean()
+
+
+def test_a_bent_hair_and_crossing_hairs_are_found():
+    hairy, truth = _skin(), Image.new("1", (160, 150))
+    for picture, fill in ((hairy, (50, 38, 30)), (truth, 1)):
+        pen = ImageDraw.Draw(picture)
+        pen.arc((20, 10, 200, 190), 150, 260, fill=fill, width=2)
+        pen.arc((-60, -40, 100, 120), 0, 90, fill=fill, width=1)
+    where = np.asarray(truth)
+    assert (found(np.asarray(hairy)) & where).sum() > 0.85 * where.sum()
+
+
+def test_a_picture_without_hair_is_the_very_same():
+    for size in ((160, 150), (640, 600), (16, 16), (17, 300)):
+        image = _skin(size)
+        assert without(image) is image
+
+
+@pytest.mark.usefixtures("little")
+def test_light_hair_is_found_too():
+    hairy, where = _line(_skin(), 70, colour=(250, 240, 220))
+    before, after = np.asarray(_skin(), int), np.asarray(without(hairy), int)
+    assert np.abs(after - before)[where].mean() < 0.15 * np.abs(np.asarray(hairy, int) - before)[where].mean()
+
+
+def test_only_hair_and_what_is_beside_it_changes():
+    hairy, where = _line(_skin(), 30, width=3)
+    changed = (np.asarray(without(hairy)) != np.asarray(hairy)).any(2)
+    near = np.asarray(Image.fromarray(where).convert("L").filter(ImageFilter.MaxFilter(9))) > 0
+    assert changed.any() and not (changed & ~near).any()
+
+
+def test_a_large_picture_keeps_its_size_and_its_pixels_beside_the_hair():
+    plain = _skin((1200, 900))
+    hairy, where = _line(plain, 60, width=10)
+    out = without(hairy)
+    assert out.size == hairy.size
+    changed = (np.asarray(out) != np.asarray(hairy)).any(2)
+    near = np.asarray(Image.fromarray(where).convert("L").filter(ImageFilter.MaxFilter(61))) > 0
+    assert not (changed & ~near).any()
+    before, after = np.asarray(plain, int), np.asarray(out, int)
+    assert np.abs(after - before)[where].mean() < 0.15 * np.abs(np.asarray(hairy, int) - before)[where].mean()
+
+
+def test_network_dots_streaks_and_borders_are_no_hair():
+    network = _skin()
+    pen = ImageDraw.Draw(network)
+    pen.ellipse((40, 35, 120, 115), fill=(95, 60, 40))
+    for row in range(9):
+        for column in range(9):
+            x, y = 44 + 9 * column + 4 * (row % 2), 39 + 8 * row
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(190, 150, 120))
+    dots = _skin()
+    for x, y in np.random.default_rng(1).uniform(20, 130, (60, 2)):
+        ImageDraw.Draw(dots).ellipse((x - 2, y - 2, x + 2, y + 2), fill=(60, 40, 30))
+    streaks = _skin()
+    for degrees in range(0, 360, 15):
+        u = np.array([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))])
+        ImageDraw.Draw(streaks).line([tuple(80 + 30 * u), tuple(80 + 44 * u)], fill=(70, 45, 30), width=2)
+    ring = Image.new("RGB", (160, 150))
+    ring.paste(_skin(), mask=Image.eval(Image.radial_gradient("L").resize((160, 150)), lambda v: 255 * (v < 125)))
+    for image in (network, dots, streaks, ring):
+        assert without(image) is image
+
+
+def test_vessels_are_no_hair():
+    """As thin and as long, but red: dark in green and blue only."""
+    red, where = _line(_skin(), 20, colour=(190, 70, 70))
+    assert without(red) is red
+    assert np.abs(np.asarray(red, int) - np.asarray(_skin(), int))[where].max() > 60
+
+
+def test_too_little_hair_is_left_where_it_is(monkeypatch):
+    hairy, _ = _line(_skin(), 40, width=2, reach=0.2)
+    monkeypatch.setattr(hair, "LEAST", 0.001)
+    assert without(hairy) is not hairy
+    monkeypatch.setattr(hair, "LEAST", 0.02)
+    assert without(hairy) is hairy
+
+
+def test_a_picture_all_over_hair_stays_a_picture():
+    stripes = np.zeros((150, 160, 3), np.uint8) + np.array(SKIN, np.uint8)
+    stripes[::4] = (40, 30, 25)
+    out = np.asarray(without(Image.fromarray(stripes)))
+    assert out.shape == stripes.shape and out.dtype == np.uint8
+
+
+def test_grey_pictures_are_taken_too():
+    hairy, _ = _line(_skin(), 10)
+    assert without(hairy.convert("L")).mode == "RGB"
+
+
+def test_no_torch_is_imported():
+    code = "import sys, sgps.hair; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, env={"PYTHONPATH": ":".join(sys.path)}).returncode
+        == 0
+    )
+
+
+# --- a classifier that was made with it ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hairy():
+    """A picture of 128 x 128 with four hairs over it."""
+    image = _skin((128, 128))
+    for degrees in (15, 50, 100, 160):
+        image, _ = _line(image, degrees)
+    assert without(image) is not image
+    return image
+
+
+def test_a_classifier_is_made_and_asked_without_hair(small_release, hairy, tmp_path):
+    from sgps.classifier import CALIBRATION, CARD, Classifier
+    from sgps.export import metadata
+    from sgps.record import Record
+    from sgps.synthesis import BARE, synthesize
+
+    release, said, bare = small_release(), {"a": "A brown lesion."}, without(hairy)
+    made = synthesize({"a": [hairy]}, said, release, hair="remove")
+    kept = synthesize({"a": [bare]}, said, release)
+    assert all((made.state[n] == t).all() for n, t in kept.state.items())
+    made.save(tmp_path / "made")
+    kept.save(tmp_path / "kept")
+    again, other = (Classifier.load(tmp_path / name) for name in ("made", "kept"))
+    assert (again.record.hair, other.record.hair) == ("remove", "keep")
+    assert (again.logits([hairy]) == again.logits([bare])).all() and (
+        again.logits([hairy]) == other.logits([bare])
+    ).all()
+    assert (other.logits([hairy]) != other.logits([bare])).any()
+    assert BARE in again.notes and BARE not in other.notes
+    cards = [(tmp_path / name / CARD).read_text() for name in ("made", "kept")]
+    assert ["hair is taken off the picture" in text for text in cards] == [True, False]
+    assert [metadata(c)["hair"].split()[0] for c in (again, other)] == ["removed", "kept"]
+    older = json.loads((tmp_path / "kept" / CALIBRATION).read_text())
+    del older["hair"]
+    assert Record.model_validate_json(json.dumps(older)).hair == "keep"
+
+
+def test_the_desk_makes_classifiers_as_it_was_told(small_release, hairy):
+    from sgps_client.serve_desk import Desk
+    from sgps_client.serve_form import Upload
+
+    data = io.BytesIO()
+    hairy.save(data, "PNG")
+    for chosen in ("keep", "remove"):
+        desk = Desk(small_release(), None, 0.1, hair=chosen)
+        desk.make([Upload("a.png", data.getvalue())], "something", "A brown lesion.")
+        assert desk.made.classifier.record.hair == chosen
