@@ -1,10 +1,11 @@
 """Base networks of other recipes beside the shipped one: on public judges, with hair over the queries and out of focus, paired.
 
-    python -m bench.sturdy --data DIR --out DIR --base "TITLE=FILE" "TITLE=0.75*FILE+0.25*FILE" ... [--test TITLE]
+    python -m bench.sturdy --data DIR --out DIR --base "TITLE=FILE" "TITLE=3/4*FILE+1/4*FILE" ... [--against TITLE] [--test TITLE]
 
 FILE: weights as `sgps pretrain base` writes and keeps them; a sum of files is their weights' sum (WiSE-FT: Wortsman et al. 2022, "Robust
-fine-tuning of zero-shot models", eq. 1). Nearest prototype on centred cosine. Support and centre are never shifted. --test: this network
-and the shipped one on the frozen test episodes too, with one and eight views; for once, at the end.
+fine-tuning of zero-shot models", eq. 1). Nearest prototype on centred cosine. Support and centre are never shifted. --against: what all
+are compared with, the shipped one unless named. --test: this network and the one it is compared with on the frozen test episodes too,
+with one and eight views; for once, at the end.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,14 +71,14 @@ class Network:
 
 
 def read_sum(text: str) -> dict[str, Tensor]:
-    """Weights of "FILE" or "0.75*FILE+0.25*FILE", rounded as a release stores them. Raises InputError."""
+    """Weights of "FILE" or "3/4*FILE+1/4*FILE", rounded as a release stores them. Raises InputError."""
     out: dict[str, Tensor] = {}
     for part in text.split("+"):
         share, star, file = part.rpartition("*")
         try:
-            factor = float(share) if star else 1.0
-        except ValueError as error:
-            raise InputError(f"{share} is no number", where=f"--base {text}", do="write 0.75*FILE+0.25*FILE") from error
+            factor = float(Fraction(share)) if star else 1.0
+        except (ValueError, ZeroDivisionError) as error:
+            raise InputError(f"{share} is no number", where=f"--base {text}", do="write 3/4*FILE+1/4*FILE") from error
         for name, value in load_state(Path(file)).items():
             if not value.is_floating_point():
                 out.setdefault(name, value)
@@ -197,7 +199,7 @@ def report(r: Mapping[str, Any]) -> str:
     minus = [
         [title, *(percent(found[j][s]["all"]["minus"], signed=True) for j, s in columns)]
         for title, found in r["networks"].items()
-        if title != SHIPPED
+        if title != r["against"]
     ]
     rule = [
         [title, *(percent(v[k], signed=True) for k in (*SHIFTS, "gain")), "passes" if v["passes"] else "does not pass"]
@@ -206,10 +208,11 @@ def report(r: Mapping[str, Any]) -> str:
     parts = [
         f"Accuracy in percent, one view, {EPISODES} episodes: {' / '.join(names)}.",
         table(head, rows),
-        "Minus the shipped base, mean of the three settings, paired.",
+        f"Minus {r['against']}, mean of the three settings, paired.",
         table(head, minus),
-        table(["network", *SHIFTS, "all four", "rule"], rule),
     ]
+    if rule:
+        parts.append(table(["network", *SHIFTS, "all four", "rule"], rule))
     for views_of, by in r.get("test", {}).items():
         names = list(next(iter(by.values()))[CLEAN])[:-1]
         lines = [
@@ -217,38 +220,43 @@ def report(r: Mapping[str, Any]) -> str:
             for title, found in by.items()
             for shift, cell in found.items()
         ]
-        parts += [f"Frozen test episodes, {views_of}; in brackets minus the shipped base, paired."]
+        parts += [f"Frozen test episodes, {views_of}; in brackets minus {r['against']}, paired."]
         parts += [table(["network", "queries", *names], lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def run(data: Path, out: Path, asked: Sequence[str], test: str | None = None, seed: int = 11) -> dict[str, Any]:
-    """Measure and write `results.json` and `results.md` in `out`. Raises InputError."""
+def run(
+    data: Path, out: Path, asked: Sequence[str], test: str | None = None, reference: str = SHIPPED, seed: int = 11
+) -> dict[str, Any]:
+    """Measure and write `results.json` and `results.md` in `out`. reference: title of what all are compared with. Raises InputError."""
     out.mkdir(parents=True, exist_ok=True)
     by_title = networks(asked)
-    if test is not None and test not in by_title:
-        raise InputError(f"{test} is unknown", where="--test", do=f"name one of {', '.join(by_title)}")
+    for option, title in (("--test", test), ("--against", reference)):
+        if title is not None and title not in by_title:
+            raise InputError(f"{title} is unknown", where=option, do=f"name one of {', '.join(by_title)}")
     given = judges(data, out, seed)
     courts = {j.name: Court.of(j, seed) for j in given}
-    results: dict[str, Any] = {"seed": seed, "asked": list(asked), "networks": {}, "rule": {}}
-    reference = {name: court.answers(by_title[SHIPPED], 1, out) for name, court in courts.items()}
+    results = dict[str, Any](seed=seed, asked=list(asked), against=reference, networks={}, rule={})
+    own = {name: court.answers(by_title[reference], 1, out) for name, court in courts.items()}
 
     def write() -> None:
         write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
         write_atomic(out / "results.md", report(results).encode())
 
     for title, network in by_title.items():
-        found = {n: against(court.answers(network, 1, out), reference[n]) for n, court in courts.items()}
+        found = {n: against(court.answers(network, 1, out), own[n]) for n, court in courts.items()}
         results["networks"][title] = found
-        if title not in (SHIPPED, LITE0):
+        if reference == SHIPPED and title not in (SHIPPED, LITE0):
             results["rule"][title] = verdict(found)
         write()
     if test is not None:
         court = frozen(data, next(j for j in given if j.name == "skin"))
         results["test"] = {}
         for count in (1, 8):
-            own = court.answers(by_title[SHIPPED], count, out)
-            both = {t: against(court.answers(by_title[t], count, out), own) for t in dict.fromkeys((SHIPPED, test))}
+            theirs = court.answers(by_title[reference], count, out)
+            both = {
+                t: against(court.answers(by_title[t], count, out), theirs) for t in dict.fromkeys((reference, test))
+            }
             results["test"][f"{count} view{'s' * (count > 1)}"] = both
             write()
     return results
@@ -257,16 +265,15 @@ def run(data: Path, out: Path, asked: Sequence[str], test: str | None = None, se
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.sturdy", description=__doc__.splitlines()[0])
     p.add_argument("--data", type=Path, required=True, help="folder of the public image sets")
-    p.add_argument("--base", nargs="+", default=[], help='TITLE=FILE or "TITLE=0.75*FILE+0.25*FILE"')
-    p.add_argument(
-        "--test", help="title of the network to measure, beside the shipped one, on the frozen test episodes"
-    )
+    p.add_argument("--base", nargs="+", default=[], help='TITLE=FILE or "TITLE=3/4*FILE+1/4*FILE"')
+    p.add_argument("--against", default=SHIPPED, help="title of the network that all are compared with")
+    p.add_argument("--test", help="title of the network to measure, beside that one, on the frozen test episodes")
     p.add_argument("--seed", type=int, default=11)
     p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
     a = p.parse_args(argv)
     try:
         with threadpool_limits(1):
-            run(a.data, a.out, a.base, a.test, a.seed)
+            run(a.data, a.out, a.base, a.test, a.against, a.seed)
     except SgpsError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -24,7 +24,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_sum_of_weights_is_theirs_and_statistics_keep_their_digits(files: tuple[Path, Path]) -> None:
-    found = read_sum(f"0.75*{files[0]}+0.25*{files[1]}")
+    found = read_sum(f"3/4*{files[0]}+0.25*{files[1]}")
     assert torch.equal(found["w"], torch.full((2, 2), 1.5).half())
     assert found["bn.running_var"].dtype == torch.float32 and found["bn.running_var"].item() == pytest.approx(1.5e-6)
     assert found["n"].item() == 7
