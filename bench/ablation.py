@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from bench.features import Array, base_features
 from bench.figures import compared, percent, table
 from bench.one_exemplar import World, exact_sums, noised, ranked, shares
 from bench.pictures import read_pictures
+from bench.program import finish
 from bench.shipped import Ours, with_body, with_random_body, without
 from sgps.calibration import score
 from sgps.draw import clinical_text, draw_profile, write_folder
 from sgps.episodes import Episodes, interval, paired_difference, sample_episodes
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.memory import Memory
 from sgps.pretrain.networks import load_state
@@ -274,14 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
     a = p.parse_args(argv)
-    try:
-        with threadpool_limits(1):
-            run(a.data, a.out, a.meta_test.split(","), a.episodes, a.slow_episodes, a.exemplars, a.body, seed=a.seed)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+    test, work = a.meta_test.split(","), (a.episodes, a.slow_episodes, a.exemplars, a.body)
+    return finish(lambda: run(a.data, a.out, test, *work, seed=a.seed), a.out / "results.md")
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from bench.federated_arms import DELTA, Judge, contribution, known_classes, one_exemplar, three_way
 from bench.federated_report import ALONE, NO_NOISE, NO_ROW, curve, plot, report, summary
 from bench.federated_world import SIZES, SPREAD, Split, World
-from bench.pictures import read_pictures
+from bench.pictures import Pictures, read_pictures
+from bench.program import finish
 from bench.shipped import Ours
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import sha256_file, write_atomic
 from sgps.memory import Contribution, Memory, pool
 from sgps.pretrain.assemble import assemble
@@ -51,6 +51,15 @@ def prepare(data: Path, out: Path) -> Release:
     if not folder.is_dir():
         assemble(base, None, folder)
     return Release.open(folder, sha256=sha256_file(folder / MANIFEST))
+
+
+def ready(data: Path, out: Path) -> tuple[Release, Pictures, World, Judge]:
+    """That release, the pictures of the skin set, who of them is where, and the judge of an exemplar."""
+    release, recipe = prepare(data, out), read_recipe(RECIPE)
+    pictures = read_pictures(data / f"{recipe.skin.file}.zip")
+    world = World.of(release, pictures, recipe, out)
+    known = {int(r): x for r, x in zip(world.row, world.one, strict=True)}
+    return release, pictures, world, Judge(Ours(release, pictures, known))
 
 
 class Run:
@@ -157,7 +166,7 @@ def curves(judge: Judge, world: World, splits: int, cohorts: Sequence[int] = COH
             ids = (s.memory.ids[judge.place(kind)],)
 
             def measured(memory: Memory, kind: str = kind, rows: Array = rows, chosen: Array = chosen) -> float:
-                whole = _within(memory, judge)
+                whole = within(memory, judge)
                 made = judge.prototypes(kind, world.one[rows[chosen]], whole)
                 label = world.label[rows]
                 return one_exemplar(judge, kind, made, world.one[rows], label, chosen, world.test)["all"]
@@ -181,7 +190,7 @@ def curves(judge: Judge, world: World, splits: int, cohorts: Sequence[int] = COH
     return out
 
 
-def _within(one: Memory, judge: Judge) -> Memory:
+def within(one: Memory, judge: Judge) -> Memory:
     """A memory of one class inside the whole catalogue."""
     whole = Memory.empty(one.coordinates, judge.s.memory.ids)
     place = whole.ids.index(one.ids[0])
@@ -197,11 +206,7 @@ def run(data: Path, out: Path, splits: int = 10, draws: int = 2, curve_splits: i
         raise InputError("must be at least 2", where="--splits, --draws")
     start = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    release, recipe = prepare(data, out), read_recipe(RECIPE)
-    pictures = read_pictures(data / f"{recipe.skin.file}.zip")
-    world = World.of(release, pictures, recipe, out)
-    known = {int(r): x for r, x in zip(world.row, world.one, strict=True)}
-    judge = Judge(Ours(release, pictures, known))
+    release, pictures, world, judge = ready(data, out)
     cells: list[dict[str, Any]] = []
     gaps = []
     for seed in range(splits):
@@ -244,14 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--curve-splits", type=int, default=2, help="of the curves; 0 leaves them out")
     a = p.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):  # many small products: more threads only wait for each other
-            run(a.data, a.out, a.splits, a.draws, a.curve_splits)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+    return finish(lambda: run(a.data, a.out, a.splits, a.draws, a.curve_splits), a.out / "results.md")
 
 
 if __name__ == "__main__":

@@ -29,18 +29,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from threadpoolctl import threadpool_limits
 
 from bench.features import base_features
-from bench.federated import RECIPE, _within, prepare
+from bench.federated import RECIPE, ready, within
 from bench.federated_arms import NAMES, Judge, one_exemplar
 from bench.federated_world import World, patients_of
-from bench.pictures import Pictures, read_pictures
+from bench.pictures import Pictures
 from bench.plans_report import report, summary
+from bench.program import finish
 from bench.shifts import SHIFTS, Shifted
-from bench.shipped import Ours
 from sgps import site_mean
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.memory import COUNTS, ROWS, Contribution, Memory, pool, record
 from sgps.pretrain.recipe import read_recipe
@@ -211,7 +210,7 @@ class Cell:
 
     def auroc(self, memory: Memory) -> float:
         """Of one exemplar against the other common classes."""
-        one, whole = self.views.one, _within(memory, self.judge)
+        one, whole = self.views.one, within(memory, self.judge)
         made = self.judge.prototypes(self.kind, one[self.rows[self.chosen]], whole)
         label = self.world.label[self.rows]
         return one_exemplar(self.judge, self.kind, made, one[self.rows], label, self.chosen, self.world.common)["all"]
@@ -245,12 +244,8 @@ def run(data: Path, out: Path, splits: int, draws: int) -> dict[str, Any]:
         raise InputError("at least 2 splits and 1 draw", where="--splits, --draws")
     start = time.process_time()
     out.mkdir(parents=True, exist_ok=True)
-    release, recipe = prepare(data, out), read_recipe(RECIPE)
-    pictures = read_pictures(data / f"{recipe.skin.file}.zip")
-    world = World.of(release, pictures, recipe, out)
-    views = cameras(release, world, pictures, patients_of(pictures, recipe), out)
-    known = {int(r): x for r, x in zip(world.row, world.one, strict=True)}
-    judge = Judge(Ours(release, pictures, known))
+    release, pictures, world, judge = ready(data, out)
+    views = cameras(release, world, pictures, patients_of(pictures, read_recipe(RECIPE)), out)
     cells = list[dict[str, Any]]()
     for seed in range(splits):
         path = out / f"plans-{release.sha256[:16]}-{draws}-{seed}.json"
@@ -284,14 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--draws", type=int, default=3, help="of the noise, for each cell, plan and split")
     a = p.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            run(a.data, a.out, a.splits, a.draws)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "plans.md").read_text())
-    return 0
+    return finish(lambda: run(a.data, a.out, a.splits, a.draws), a.out / "plans.md")
 
 
 if __name__ == "__main__":
