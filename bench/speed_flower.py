@@ -7,8 +7,6 @@ Flower's own SuperLink and two SuperNodes over TLS as they come, FedAvg of one a
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 from bench.speed_rows import LEAST, Rows, peak_bytes
 from bench.speed_world import World, draw, environment, free_port, wide_release
+from bench.stock import Processes
 from sgps.errors import StateError
 from sgps.release import Release
 from sgps.shipped import shipped_release
@@ -27,7 +26,6 @@ PATIENTS = 2  # of a cohort
 SLOTS = 8  # a site holds two float64 copies of a gradient for each slot: 330 MB at the wide payload
 LONGEST = 240.0
 NODES = ("one", "two")
-BIN = Path(sys.executable).parent
 ROUND = "{payload}: a round, without the wait for answer_at"
 APP = Path(__file__).resolve().parent / "stock_app"
 
@@ -49,34 +47,13 @@ def ours(work: Path, rounds: int, answer_after: float, release: Release | None) 
     return world, files[0]
 
 
-class Stock:
-    """Flower's own processes with the coordinator's server certificate, and one run of the app."""
+class Stock(Processes):
+    """With the coordinator's server certificate, and one run of the app."""
 
     def __init__(self, work: Path, keys: Path, ca: Path) -> None:
-        self.work, self.port, self.keys, self.ca = work, free_port(), keys, ca
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        super().__init__(work, environment())
+        self.port, self.keys, self.ca = free_port(), keys, ca
         work.mkdir()
-
-    def environment(self, home: str) -> dict[str, str]:
-        (self.work / home).mkdir(exist_ok=True)
-        return {
-            **environment(),
-            "FLWR_HOME": str(self.work / home),
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        }
-
-    def start(self, program: str, home: str, *arguments: object) -> None:
-        with (self.work / f"{home}.log").open("ab") as log:
-            self.running[home] = subprocess.Popen(  # noqa: S603
-                [str(BIN / program), *map(str, arguments)],
-                env=self.environment(home),
-                stdout=log,
-                stderr=log,
-                cwd=self.work,
-            )
 
     def run(self, rounds: int, rows: int, width: int) -> list[float]:
         """Seconds of each round after the first. Raises StateError when the run does not end."""
@@ -95,10 +72,7 @@ class Stock:
                 "flower-supernode", name, "--root-certificates", self.ca, "--superlink", address,
                 "--port", free_port(), "--node-config", f"partition-id={place}",
             )  # fmt: skip
-        (self.work / "operator").mkdir(exist_ok=True)
-        (self.work / "operator" / "config.toml").write_text(
-            f'[superlink]\ndefault = "stock"\n\n[superlink.stock]\naddress = "{address}"\nroot-certificates = "{self.ca}"\n'
-        )
+        self.connection(address, f'root-certificates = "{self.ca}"')
         app = shutil.copytree(APP, self.work / "app")
         config = f'rounds={rounds + 1} rows={rows} width={width} times="{times}"'
         end, asked = time.monotonic() + LONGEST, ""
@@ -119,25 +93,8 @@ class Stock:
         nodes = [map(float, (self.work / name / "started").read_text().split()) for name in NODES]
         return [max(pair) for pair in zip(*nodes, strict=False)][1:]
 
-    def flwr(self, *arguments: object) -> str:
-        done = subprocess.run(  # noqa: S603
-            [str(BIN / "flwr"), *map(str, arguments)], env=self.environment("operator"), capture_output=True, text=True,
-            timeout=LONGEST, check=False, cwd=self.work,
-        )  # fmt: skip
-        return done.stdout + done.stderr
-
     def peaks(self) -> dict[str, int]:
         return {home: peak_bytes(str(process.pid)) for home, process in self.running.items()}
-
-    def close(self) -> None:
-        for process in reversed(self.running.values()):
-            process.terminate()
-        for process in self.running.values():
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def compare(

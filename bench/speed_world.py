@@ -194,7 +194,10 @@ class World:
                 plan = [e for e in self.said(site, "plan") if e["round"] == number]
                 charged = [e for e in self.said(site, "charged") if e["round"] == number]
                 if plan and charged:
-                    work.append(charged[-1]["time"] - plan[-1]["time"])
+                    ready = [
+                        e["time"] for e in (*plan, *self.said(site, "release"))
+                    ]  # the release that it starts from, too
+                    work.append(charged[-1]["time"] - max(t for t in ready if t <= charged[-1]["time"]))
                     idle.append(plan[-1]["answer_at"] - charged[-1]["time"])
             wait = max(0.0, min(idle)) if idle else self.answer_after
             found.append(Cycle(ends[number] - ends[number - 1], wait, max(work, default=0.0)))

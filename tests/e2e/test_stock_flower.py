@@ -1,10 +1,8 @@
 """deploy/flower-app on a stock Flower federation: a SuperLink and SuperNodes as they come, started with `flwr run`."""
 
-import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +11,13 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1] / "simulators")]
 import site_bench
 from federation import ROOT, environment, free_port
 from safetensors.numpy import load_file
 
+from bench.stock import Processes
 from sgps.files import sha256_file
 from sgps.release import MANIFEST, MEMORY, Release
 from sgps.settings import dump
@@ -28,15 +28,15 @@ from sgps_server import enrolment
 from sgps_server.config import Folder
 from sgps_server.registry import Registry, Site
 
-BIN = Path(sys.executable).parent
 APP = ROOT / "deploy" / "flower-app"
 
 
-class Stock:
+class Stock(Processes):
     """A federation folder, and processes that end with the test."""
 
     def __init__(self, work: Path) -> None:
-        self.work, self.port, self.running = work, free_port(), list[subprocess.Popen[bytes]]()
+        super().__init__(work, environment())
+        self.port = free_port()
         source = site_bench.make_release(work / "source", None)
         enrolment.init(
             work / "centre",
@@ -48,10 +48,7 @@ class Stock:
         settings = self.folder.settings().model_dump(mode="json", exclude_none=True)
         self.folder.config.write_text(dump({**settings, "answer_after": 120.0, "deadline_after": 240.0}))
         self.sites = [self.site(name, place) for place, name in enumerate(("north", "south"))]
-        (work / "operator").mkdir()
-        (work / "operator" / "config.toml").write_text(
-            f'[superlink]\ndefault = "stock"\n\n[superlink.stock]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        )
+        self.connection(f"127.0.0.1:{self.port}", "insecure = true")
 
     @property
     def federation(self) -> str:
@@ -73,37 +70,6 @@ class Stock:
         (folder / "site.yaml").write_text(dump(content))
         site_bench.draw_patients(folder, first=100 * place)
         return folder / "site.yaml"
-
-    def start(self, program: str, home: str, *arguments: object) -> None:
-        with (self.work / f"{home}.log").open("ab") as log:
-            command = [str(BIN / program), *map(str, arguments)]
-            self.running.append(
-                subprocess.Popen(command, env=self.environment(home), stdout=log, stderr=log, cwd=self.work)
-            )
-
-    def environment(self, home: str) -> dict[str, str]:
-        (self.work / home).mkdir(exist_ok=True)
-        return {
-            **environment(),
-            "FLWR_HOME": str(self.work / home),
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        }
-
-    def flwr(self, *arguments: object) -> str:
-        command = [str(BIN / "flwr"), *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            env=self.environment("operator"),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-            cwd=self.work,
-        )
-        return done.stdout + done.stderr
 
     def order(self, done: Callable[[str], bool], *changes: str, tries: int = 3) -> None:
         """Runs with these settings, each followed to its end, until `done` of their logs: nodes may come in late, lines get lost."""
@@ -132,16 +98,6 @@ class Stock:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.2)
-
-    def close(self) -> None:
-        for process in reversed(self.running):
-            process.terminate()
-        for process in self.running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 @pytest.fixture
