@@ -95,12 +95,12 @@ def found(pixels: Array) -> Array:
 
 
 def _filled(pixels: Array, hair: Array) -> Array:
-    """Hair replaced by the mean of what is around it, weighted by a Gaussian of the distance."""
+    """Hair replaced by the mean of what is around it, weighted by a Gaussian of the distance; deep inside by that of a wider square or of
+    the whole picture."""
     weight = (~hair).astype(np.float32)
     seen = np.stack([*(pixels[..., c] * weight for c in range(3)), weight])
-    mean = ndimage.gaussian_filter(seen, (0, _SIGMA, _SIGMA)) + np.float32(1e-3) * ndimage.uniform_filter(
-        seen, (0, _WIDE, _WIDE)
-    )
+    near, wide = ndimage.gaussian_filter(seen, (0, _SIGMA, _SIGMA)), ndimage.uniform_filter(seen, (0, _WIDE, _WIDE))
+    mean = near + np.float32(1e-3) * wide + np.float32(1e-6) * seen.mean((1, 2), keepdims=True)
     out = pixels.copy()
     out[hair] = (mean[:3, hair] / np.maximum(mean[3, hair], np.float32(1e-9))).T.clip(0, 255).round()
     return out

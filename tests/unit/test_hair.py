@@ -42,7 +42,7 @@ def little(monkeypatch):
     monkeypatch.setattr(hair, "LEAST", 0.001)
 
 
-@pytest.mark.parametrize("degrees", range(0, 180, 9))
+@pytest.mark.parametrize("degrees", range(0, 180, 12))
 @pytest.mark.parametrize("width", [1, 2, 3])
 @pytest.mark.usefixtures("little")
 def test_a_hair_of_any_direction_is_found_and_filled(degrees, width):
@@ -129,6 +129,14 @@ def test_too_little_hair_is_left_where_it_is(monkeypatch):
     assert without(hairy) is not hairy
     monkeypatch.setattr(hair, "LEAST", 0.02)
     assert without(hairy) is hairy
+
+
+def test_a_tuft_is_filled_with_skin():
+    """Hairs so close that nothing is seen between them: deep inside there is no neighbour to take a colour from."""
+    tuft = Image.new("RGB", (160, 150), SKIN)
+    for x in range(0, 80, 4):
+        ImageDraw.Draw(tuft).line((x, 0, x, 150), fill=(40, 30, 25), width=2)
+    assert np.abs(np.asarray(without(tuft), int) - SKIN).max() <= 2
 
 
 def test_a_picture_all_over_hair_stays_a_picture():
