@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.features import Array, lite0_features
 from bench.figures import compared
@@ -18,18 +19,22 @@ from bench.pictures import Pictures
 from sgps.episodes import Interval, interval, sample_episodes, unit
 from sgps.errors import InputError
 from sgps.files import write_atomic
+from sgps.generator import linear_head, spread_of
 
 TESTED, EPISODES, QUERIES = 3, 100, 15
 
 
-def mean_prototype(support: Array, queries: Array) -> Array:
-    """The head of `ours` without learned parts: cosine to the mean of a class's features."""
-    return np.asarray(closed.SCALE * unit(queries) @ unit(support.mean(1)).T)
+def ours(support: Array, queries: Array) -> Array:
+    """The head of `ours` without learned parts. Features are centred already."""
+    given = torch.from_numpy(np.asarray(support, np.float64))
+    centre = given.new_zeros(given.shape[-1])
+    weight, _ = linear_head(given.mean(1), centre, closed.SCALE, spread_of([*given], centre))
+    return np.asarray(unit(queries) @ weight.numpy().T)
 
 
 ARMS: dict[str, tuple[str, tuple[Head, ...], bool]] = {
     "plain": ("nearest prototype, plain cosine", closed.HEADS["prototype"], False),
-    "ours": ("ours' head: mean of the exemplars, centred", (mean_prototype,), True),
+    "ours": ("ours' head: mean of the exemplars, centred, less their spread", (ours,), True),
     "centred": ("nearest prototype, centred", closed.HEADS["prototype"], True),
     "protonet": ("ProtoNet (easyfsl)", easy.heads("protonet", False), False),
     "simpleshot": ("SimpleShot (easyfsl)", easy.heads("simpleshot", False), False),

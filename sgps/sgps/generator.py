@@ -10,7 +10,7 @@ Three learned parts are switched on separately (`PARTS`); a part that is off con
     text    the text's share of the token, and the text's residual to the prototype
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -145,8 +145,9 @@ class Generator(nn.Module):
         centre: Tensor,
         scale: float,
         parts: Collection[str] = PARTS,
+        spread: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Prototypes [N, f] -> weight [N, f] and bias [N] of a stock linear layer (generator note, section 6, A = I).
+        """Prototypes [N, f] -> weight [N, f] and bias [N] of a stock linear layer (generator note, section 6). spread: of `linear_head`.
 
         z_c = v_c + (1 + gate_c) T_c / n_c + R_c; the scale is s exp(g), g the mean gain of the classes. n_c: patients behind the
         prototype, those that the memory stands for included: a text counts as one patient more, however many there are.
@@ -162,14 +163,36 @@ class Generator(nn.Module):
             z = z + (1 + gate[:, 2:]) * said / (c.shots + c.worth).clamp(min=1).unsqueeze(-1)
         if "head" in parts:
             z = z + self.token_up(self.token_down(tokens))
-        weight, bias = linear_head(z, centre, scale * torch.exp(gate[:, 0].mean()))
+        weight, bias = linear_head(z, centre, scale * torch.exp(gate[:, 0].mean()), spread)
         return weight, bias + gate[:, 1]
 
 
-def linear_head(prototypes: Tensor, centre: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Centred cosine prototypes as one linear layer: w = s norm(v - m), b = -w.m, so that w.f + b = s |f - m| cos.
+def spread_of(groups: Sequence[Tensor], centre: Tensor) -> Tensor:
+    """How exemplars of one class differ: rows [n, f] of their unit directions from the centre, less each class's mean; none of a class
+    of one. groups: features [k, f] of each class."""
+    units = [F.normalize(x - centre, dim=-1) for x in groups if len(x) > 1]
+    return torch.cat([u - u.mean(0) for u in units]) if units else centre.new_zeros(0, len(centre))
 
-    prototypes [N, f], centre [f] -> weight [N, f], bias [N] (generator note, section 6).
+
+def linear_head(
+    prototypes: Tensor, centre: Tensor, scale: Tensor | float, spread: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Centred cosine prototypes as one linear layer: w = s A z / sqrt(z.A z), z = v - m, b = -w.m (generator note, section 6).
+
+    prototypes [N, f], centre [f], spread [n, f] (`spread_of`) -> weight [N, f], bias [N]. A = (I + spread^T spread)^-1: directions in
+    which exemplars of one class differ count less, the more of them have shown it. That is the within-class scatter of a linear
+    discriminant, shrunk to the identity as if one patient had spread evenly (Friedman 1989, regularized discriminant analysis).
+    Without spread A = I, and w.f + b = s |f - m| cos.
     """
-    weight = F.normalize(prototypes - centre, dim=-1) * scale
+    z = prototypes - centre
+    if spread is None or not len(spread):
+        weight = F.normalize(z, dim=-1) * scale
+        return weight, -weight @ centre
+    n, f = spread.shape
+    if n <= f:  # by Woodbury, since exemplars are few
+        inner = torch.eye(n, dtype=z.dtype, device=z.device) + spread @ spread.T
+        turned = z - torch.linalg.solve(inner, spread @ z.T).T @ spread
+    else:
+        turned = torch.linalg.solve(torch.eye(f, dtype=z.dtype, device=z.device) + spread.T @ spread, z.T).T
+    weight = turned * (scale / (turned * z).sum(-1, keepdim=True).sqrt())
     return weight, -weight @ centre

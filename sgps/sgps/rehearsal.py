@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sgps import foreign
@@ -15,6 +16,7 @@ from sgps.bank import Bank
 from sgps.calibration import Calibration, Share, fit_logistic, fit_temperature, score
 from sgps.errors import InputError
 from sgps.foreign import Foreign
+from sgps.generator import linear_head, spread_of
 from sgps.rivals import choose, unit
 
 Array = NDArray[Any]
@@ -127,6 +129,14 @@ def _logits(j: Judged, prototypes: Array, rows: Array) -> Array:
     return np.asarray((j.bank.features[rows] - j.centre) @ unit(prototypes - j.centre).T * j.scale)
 
 
+def _apart(j: Judged, groups: Sequence[Array], rows: Array) -> Array:
+    """Logits [n, N] of several classes with these exemplars, one array [k, f] each, as synthesis makes them."""
+    centre, given = torch.from_numpy(j.centre), [torch.from_numpy(g) for g in groups]
+    prototypes = torch.stack([g.mean(0) for g in given])
+    weight, bias = linear_head(prototypes, centre, j.scale, spread_of(given, centre))
+    return np.asarray(j.bank.features[rows] @ weight.numpy().T + bias.numpy())
+
+
 def _ahead(j: Judged, rows: Array, logits: Array) -> Array:
     """How far the best class of another kind is ahead of the best output [n]; nothing where the bank has no other kind."""
     if not j.foreign:
@@ -219,8 +229,7 @@ def tasks(
     out = []
     for _ in range(_EPISODES):
         drawn = [_take(j, int(i), random, halves) for i in random.choice(members, ways, replace=False)]
-        prototypes = np.stack([j.bank.features[exemplars].mean(0) for exemplars, _ in drawn])
         rows = np.concatenate([queries for _, queries in drawn])
         truth = np.repeat(np.arange(ways), [len(queries) for _, queries in drawn])
-        out.append(Task(rows, _logits(j, prototypes, rows), truth))
+        out.append(Task(rows, _apart(j, [j.bank.features[exemplars] for exemplars, _ in drawn], rows), truth))
     return out

@@ -4,7 +4,7 @@ One disease is judged beside rivals of the reference bank; several are judged be
 
     v = Memory.blend(mean of exemplars and own patients, row of the class memory) + (v_generated - v_base)
 
-(design D13), and the head is centred cosine (generator note, section 6).
+(design D13), and the head is centred cosine, in the metric that the spread of several exemplars gives (`linear_head`).
 """
 
 import time
@@ -28,7 +28,7 @@ from sgps.device import CPU, exact
 from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError, SignatureError
 from sgps.foreign import classes as foreign_classes
-from sgps.generator import PARTS, ClassInputs, Generator, linear_head
+from sgps.generator import PARTS, ClassInputs, Generator, linear_head, spread_of
 from sgps.hair import bare
 from sgps.memory import Memory
 from sgps.open_encoders import Spec
@@ -172,10 +172,8 @@ class Synthesizer:
         asked = self._asked(exemplars, texts, own or {}, memory)
         # one by one: what is made of a class does not depend on the batch of the others
         base = [self.encoder.features(d.images) for d in asked]
-        means = np.stack(
-            [np.concatenate([b, d.own.astype(np.float32)]).mean(0) for b, d in zip(base, asked, strict=True)]
-        )
-        prototypes = np.stack([self._blended(m, d, memory) for m, d in zip(means, asked, strict=True)])
+        seen = [np.concatenate([b, d.own.astype(np.float32)]) for b, d in zip(base, asked, strict=True)]
+        prototypes = np.stack([self._blended(x.mean(0), d, memory) for x, d in zip(seen, asked, strict=True)])
         embedded = self.text.embed([d.text for d in asked])
         domain, looks, notes = self._domain(asked[0], prototypes[0])
         kinds = {domain, looks, *(self._kind(d, p) for d, p in zip(asked[1:], prototypes[1:], strict=True))}
@@ -196,7 +194,7 @@ class Synthesizer:
             body, tokens = self._body(inputs)
             moved, cosine = self._moves(asked, base, body)
             all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside]]).astype(np.float32)
-            weight, bias = (t.cpu() for t in self._head(self._tensor(all_of_them), inputs, tokens))
+            weight, bias = (t.cpu() for t in self._head(self._tensor(all_of_them), inputs, tokens, self._spread(seen)))
         if body is not None:
             notes.append(
                 "rivals and public negatives keep their features under the base network: the bank holds no pictures of them"
@@ -391,13 +389,19 @@ class Synthesizer:
         before, after = (unit(np.concatenate(x) - self.centre) for x in (base, generated))
         return moved, float((before * after).sum(1).mean())
 
-    def _head(self, prototypes: Tensor, inputs: ClassInputs, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _spread(self, seen: Sequence[Array]) -> Tensor | None:
+        """How exemplars and own patients [k, f] of one disease differ, for the head of several; one disease beside rivals does not gain by it
+        (docs/results/judge.md)."""
+        return spread_of([self._tensor(x) for x in seen], self._tensor(self.centre)) if len(seen) > 1 else None
+
+    def _head(
+        self, prototypes: Tensor, inputs: ClassInputs, tokens: Tensor | None, spread: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         centre = self._tensor(self.centre)
         if self.generator is None or tokens is None:
-            return linear_head(prototypes, centre, self.scale)
-        return self.generator.head(
-            prototypes, inputs, tokens, centre, self.scale, self.release.manifest.architecture.learned
-        )
+            return linear_head(prototypes, centre, self.scale, spread)
+        learned = self.release.manifest.architecture.learned
+        return self.generator.head(prototypes, inputs, tokens, centre, self.scale, learned, spread)
 
     def judged(self, c: Composition, rivals: int = RIVALS) -> Judged:
         """A composition as the bank judges it."""

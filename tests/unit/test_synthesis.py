@@ -38,6 +38,7 @@ def test_one_exemplar_gives_the_disease_and_its_rivals(small_release, drawn):
 
 def test_zero_parts_give_the_base_and_centred_cosine_prototypes(small_release, abc):
     release = small_release()
+    abc = {key: images[:1] for key, images in abc.items()}
     c = synthesize(abc, TEXTS, release)
     encoder, memory = ImageEncoder(release), release.memory()
     base = encoder.target.base
@@ -46,6 +47,30 @@ def test_zero_parts_give_the_base_and_centred_cosine_prototypes(small_release, a
     v = np.stack([encoder.features(images).mean(0) for images in abc.values()])
     assert np.allclose(weights(c), scale * unit(v - memory.coordinates.mean), atol=1e-5)
     assert np.allclose(c.state["classifier.bias"].numpy(), -weights(c) @ memory.coordinates.mean, atol=1e-4)
+
+
+def test_exemplars_and_own_patients_of_several_diseases_say_what_counts_less(small_release, abc, drawn):
+    release = small_release()
+    encoder, centre = ImageEncoder(release), release.memory().coordinates.mean
+    own = {"b": encoder.features([*drawn(603, 0, 4)])}
+    seen = [encoder.features(images) for images in abc.values()]
+    seen[1] = np.concatenate([seen[1], own["b"]])
+    directions = [unit(x - centre) for x in seen]
+    differ = np.concatenate([d - d.mean(0) for d in directions])
+    assert len(differ) == 2 + 5 + 3
+    metric = np.linalg.inv(np.eye(len(centre)) + differ.T @ differ)
+    z = np.stack([x.mean(0) for x in seen]) - centre
+    scale = float(release.tensors("generator.safetensors", "head.scale")[""].item())
+    expected = scale * z @ metric / np.sqrt(np.einsum("nf,fg,ng->n", z, metric, z))[:, None]
+    assert np.allclose(weights(synthesize(abc, TEXTS, release, own=own)), expected, atol=1e-4)
+    assert not np.allclose(expected, scale * unit(z), atol=1e-3)
+
+
+def test_one_disease_of_several_exemplars_stays_centred_cosine(small_release, abc):
+    release = small_release()
+    scale = float(release.tensors("generator.safetensors", "head.scale")[""].item())
+    z = ImageEncoder(release).features(abc["c"]).mean(0) - release.memory().coordinates.mean
+    assert np.allclose(weights(synthesize({"c": abc["c"]}, {"c": TEXTS["c"]}, release))[0], scale * unit(z), atol=1e-5)
 
 
 @pytest.mark.parametrize("learned", [(), EVERYTHING])
