@@ -106,7 +106,10 @@ class Run:
             d: one_exemplar(self.judge, d, p, self.queries, self.label, self.place[d], self.world.test)
             for d, p in made.items()
         }
-        out["3w1s"] = three_way(self.judge, made, self.queries, self.label, self.place, self.split.seed)
+        shown = {d: self.world.one[self.chosen[d]] for d in made}
+        out["3w1s"] = three_way(
+            self.judge, made, shown, own or {}, self.queries, self.label, self.place, self.split.seed
+        )
         return out
 
     def known(self, memory: Memory) -> float:

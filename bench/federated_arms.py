@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bench.shipped import Ours
 from sgps.calibration import score
-from sgps.generator import linear_head
+from sgps.generator import linear_head, spread_of
 from sgps.memory import COUNTS, ROWS, Contribution, Coordinates, Memory, record
 from sgps.release import Release
 from sgps.rivals import choose, same_disease
@@ -66,10 +66,11 @@ class Judge:
         self.ours, self.s = ours, s
         self.rival_weight, self.rival_bias = self._head(s.bank.means)
 
-    def _head(self, prototypes: Array) -> tuple[Array, Array]:
-        weight, bias = linear_head(
-            torch.from_numpy(np.asarray(prototypes, np.float32)), torch.from_numpy(self.s.centre), self.s.scale
-        )
+    def _head(self, prototypes: Array, seen: Sequence[Array] = ()) -> tuple[Array, Array]:
+        """seen: exemplars and own patients [k, f] of each disease, where several are told apart."""
+        made, centre = torch.from_numpy(np.asarray(prototypes, np.float32)), torch.from_numpy(self.s.centre)
+        spread = spread_of([torch.from_numpy(np.asarray(x, np.float32)) for x in seen], centre)
+        weight, bias = linear_head(made, centre, self.s.scale, spread)
         return weight.numpy(), bias.numpy()
 
     def place(self, disease: str) -> int:
@@ -87,6 +88,11 @@ class Judge:
     def logits(self, prototypes: Array, queries: Array) -> Array:
         """[q, e]"""
         weight, bias = self._head(prototypes)
+        return np.asarray(queries @ weight.T + bias)
+
+    def between(self, prototypes: Array, seen: Sequence[Array], queries: Array) -> Array:
+        """Logits [q, N] of several diseases told apart, one prototype each."""
+        weight, bias = self._head(prototypes, seen)
         return np.asarray(queries @ weight.T + bias)
 
     def scores(self, disease: str, prototypes: Array, queries: Array) -> Array:
@@ -133,11 +139,21 @@ def one_exemplar(
 
 
 def three_way(
-    judge: Judge, prototypes: Mapping[str, Array], queries: Array, label: Array, places: Mapping[str, Array], seed: int
+    judge: Judge,
+    prototypes: Mapping[str, Array],
+    exemplars: Mapping[str, Array],
+    own: Mapping[str, Array],
+    queries: Array,
+    label: Array,
+    places: Mapping[str, Array],
+    seed: int,
 ) -> float:
-    """Accuracy of N-way 1-shot episodes over the given diseases: 300 episodes, 15 queries a class, the same for every arm."""
+    """Accuracy of N-way 1-shot episodes over the given diseases: 300 episodes, 15 queries a class, the same for every arm.
+
+    exemplars [e, f] and prototypes [e, f] made of one each; own [n, f]: the site's own patients behind all prototypes of a disease.
+    """
     random, names = np.random.default_rng([seed, 6]), sorted(prototypes)
-    logits = {d: judge.logits(prototypes[d], queries) for d in names}
+    alone = {d: judge.logits(prototypes[d], queries) for d in names} if not own else {}
     right = []
     for _ in range(300):
         chosen = {d: int(random.integers(len(prototypes[d]))) for d in names}
@@ -146,8 +162,12 @@ def three_way(
             mine = np.flatnonzero(label == d)
             asked.append(random.permutation(mine[mine != places[d][chosen[d]]])[:15])
         rows = np.concatenate(asked)
-        found = np.column_stack([logits[d][rows, chosen[d]] for d in names]).argmax(1)
-        right.append(float((np.array(names)[found] == label[rows]).mean()))
+        if own:
+            seen = [np.vstack([exemplars[d][chosen[d]], *own.get(d, ())]) for d in names]
+            logits = judge.between(np.stack([prototypes[d][chosen[d]] for d in names]), seen, queries[rows])
+        else:
+            logits = np.column_stack([alone[d][rows, chosen[d]] for d in names])
+        right.append(float((np.array(names)[logits.argmax(1)] == label[rows]).mean()))
     return float(np.mean(right))
 
 
