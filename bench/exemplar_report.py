@@ -69,6 +69,11 @@ def _mean_decisions(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         **by,
         "levels": levels,
         "coverage": {c: float(np.mean([f["coverage"][c] for f in found])) for c in found[0]["coverage"]},
+        "shown": {
+            name: {k: float(np.mean([f["shown"][name][k] for f in found])) for k in by}
+            for name, by in found[0]["shown"].items()
+        },
+        "other kind": float(np.mean([f["other kind"] for f in found])),
         "none of new": float(np.mean([np.mean(n) for n in news])) if all(news) else None,
         "none of known": float(np.mean([np.mean(n) for n in known])),
         "answered": float(np.mean([f["answered"] for f in found])),
@@ -154,7 +159,28 @@ def _decided(r: Mapping[str, Any]) -> list[str]:
         '"None of these" of classes that are no output (right to say so) and of classes that are one (wrong); of the latter the share '
         "that is answered, and of these answers the share that is right, in percent."
     )
-    return [*lines, "", title, "", table(["disease", *columns], rows)]
+    return [*lines, "", title, "", table(["disease", *columns], rows), *_shown(d)]
+
+
+def _shown(d: Mapping[str, Any]) -> list[str]:
+    """Pictures of other kinds."""
+    names = list(next(iter(d.values()))["shown"])
+    if not names:
+        return []
+    title = (
+        "Pictures of other kinds: refused / claims accepted, and in brackets the same by the logits alone; last the share of all queries, "
+        "which are of the kind, that is taken for another kind. In percent."
+    )
+    rows = []
+    for one, found in d.items():
+        cells = []
+        for by in found["shown"].values():
+            now, before = (
+                f"{100 * by['refused' + how]:.1f} / {100 * by['accepted' + how]:.1f}" for how in ("", " by logits")
+            )
+            cells.append(f"{now} ({before})")
+        rows.append([one, *cells, f"{100 * found['other kind']:.2f}"])
+    return ["", title, "", table(["disease", *names, "queries"], rows)]
 
 
 def _levels(d: Mapping[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
 """One picture of one disease against everything else, with the shipped release; and with a row of the class memory behind it.
 
-    python -m bench.one_exemplar --data ZIP|DIR --out DIR
+    python -m bench.one_exemplar --data ZIP|DIR --out DIR [--domains ZIP|DIR ...]
 
 Every exemplar is judged on one picture of each lesion but its own: of the other test classes, and of lesions of the data's other classes
-that no training and no reference bank holds. All negative classes weigh the same. Settings are those of the release.
+that no training and no reference bank holds. All negative classes weigh the same. Settings are those of the release. Pictures of other
+kinds (--domains) are shown to every classifier, which must refuse them.
 """
 
 import argparse
@@ -37,12 +38,13 @@ from bench.features import base_features, lite0_features
 from bench.peers.against import Score, logistic, plda
 from bench.pictures import Pictures, read_pictures
 from bench.shipped import Ours, without
-from sgps.calibration import score
+from sgps.calibration import Calibration, score
 from sgps.episodes import auroc, unit
 from sgps.errors import InputError, SgpsError
 from sgps.files import write_atomic
+from sgps.foreign import Foreign
 from sgps.memory import Contribution, Memory, pool, record
-from sgps.rehearsal import calibrate
+from sgps.rehearsal import Judged, calibrate
 from sgps.release import Release
 from sgps.shipped import shipped_release
 from sgps.synthesis import FALSE_ALARMS
@@ -51,6 +53,7 @@ from sgps_privacy.accountant import calibrate as noise_multiplier
 Array = NDArray[Any]
 SITES, SPREAD, DELTA = 6, 0.5, 1e-5  # Dirichlet over the sites, of each disease
 EPSILONS = (None, 8.0, 3.0, 1.0)
+MOST_OTHERS = 100  # pictures of each class of another kind
 
 
 def ranked(scores: Array, label: Array, disease: str, test: Sequence[str]) -> dict[str, float]:
@@ -125,11 +128,19 @@ def peers(ours: Ours, others: Sequence[int]) -> dict[str, Score]:
 
 
 def alone(
-    ours: Ours, plain: Ours | None, world: World, lite0: Mapping[int, Array], count: int, level: float, seed: int
+    ours: Ours,
+    plain: Ours | None,
+    world: World,
+    lite0: Mapping[int, Array],
+    shown: Mapping[str, Array],
+    count: int,
+    level: float,
+    seed: int,
 ) -> dict[str, Any]:
     """The exemplar alone: every measure of every exemplar, and the decisions of ours.
 
-    plain: ours without text. lite0: centred features under frozen Lite0 by row, none where it is not installed.
+    plain: ours without text. lite0: centred features under frozen Lite0 by row, none where it is not installed. shown: features of
+    pictures of other kinds by file.
     """
     label, out = world.pictures.label, dict[str, Any]()
     for place, disease in enumerate(world.test):
@@ -155,7 +166,7 @@ def alone(
             for m, s in scores.items():
                 for k, v in ranked(s, kind, disease, world.test).items():
                     values[m].setdefault(k, []).append(v)
-            decided.append(_decisions(ours, made, logits, queries, kind, disease, level))
+            decided.append(_decisions(ours, made, logits, queries, kind, shown, disease, level))
         out[disease] = {"exemplars": len(chosen), "methods": values, "decisions": decided}
         print(f"{disease}: {len(chosen)} exemplars", flush=True)
     return out
@@ -176,8 +187,25 @@ def _lite0(world: World, out: Path) -> dict[int, Array]:
     return dict(zip(rows.tolist(), found[: len(rows)] - centre, strict=True))
 
 
+def strangers(release: Release, domains: Sequence[Path], out: Path) -> dict[str, Array]:
+    """Features of pictures of other kinds, at most a hundred of a class, by file."""
+    found = {}
+    for path in domains:
+        pictures = read_pictures(path)
+        rows = pictures.few(sorted(set(pictures.label.tolist())), MOST_OTHERS)
+        found[path.name] = base_features(release, pictures, rows, out)
+    return found
+
+
 def _decisions(
-    ours: Ours, made: Any, logits: Array, queries: Array, kind: Array, disease: str, level: float
+    ours: Ours,
+    made: Any,
+    logits: Array,
+    queries: Array,
+    kind: Array,
+    shown: Mapping[str, Array],
+    disease: str,
+    level: float,
 ) -> dict[str, Any]:
     """What the classifier would say, threshold and all, of each true class."""
     s = ours.synthesizer
@@ -197,10 +225,23 @@ def _decisions(
         "coverage": {f"{c:g}": float(surest[: max(1, round(c * len(surest)))].mean()) for c in COVERAGES},
         "accepted": {str(c): float(d.accepted[kind == c].mean()) for c in np.unique(kind)},
         "other kind": float(other.mean()),
+        "shown": {name: _shown(s.judged(made), calibration, foreign, f) for name, f in shown.items()},
         "none": {str(c): float(d.none[kind == c].mean()) for c in np.unique(kind)},
         "outputs": sorted(set(outputs) & set(kind.tolist())),
         "answered": float(answered[known].mean()),
         "right of answered": float(right[known & answered].mean()) if (known & answered).any() else 0.0,
+    }
+
+
+def _shown(j: Judged, calibration: Calibration, foreign: Foreign | None, features: Array) -> dict[str, float]:
+    """Of pictures of another kind: share that is refused and share whose claim is accepted, and the same by the logits alone."""
+    logits = np.asarray(features @ j.weight.T + j.bias, np.float64)
+    told = calibration.decide(logits, foreign.found(features, logits) if foreign else None)
+    plain = calibration.decide(logits)
+    return {
+        f"{what}{how}": float(getattr(d, field).mean())
+        for how, d in (("", told), (" by logits", plain))
+        for what, field in (("refused", "none"), ("accepted", "accepted"))
     }
 
 
@@ -294,8 +335,10 @@ def run(
     level: float = FALSE_ALARMS,
     seed: int = 0,
     release: Release | None = None,
+    domains: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Measure and write `results.json` and `results.md` in `out`. exemplars: of each disease, where there are as many.
+    """Measure and write `results.json` and `results.md` in `out`. exemplars: of each disease, where there are as many. domains: pictures
+    of other kinds; shown where the release's body is the base.
 
     Raises InputError for data without the classes, or for a single class.
     """
@@ -310,7 +353,8 @@ def run(
     ours = Ours(release, pictures, world.features)
     told = "text" in release.manifest.architecture.learned
     plain = Ours(without(release, "text"), pictures, world.features) if told else None
-    values = alone(ours, plain, world, _lite0(world, out), exemplars, level, seed)
+    shown = {} if "body" in release.manifest.architecture.learned else strangers(release, domains, out)
+    values = alone(ours, plain, world, _lite0(world, out), shown, exemplars, level, seed)
     cells = elsewhere(ours, world, exemplars, splits, draws, seed)
     kinds, counts = np.unique(pictures.label[world.queries], return_counts=True)
     results = {
@@ -346,11 +390,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--splits", type=int, default=3, help="into lesions of the sites and tested lesions")
     p.add_argument("--draws", type=int, default=2, help="of the noise, for each split and epsilon")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--domains", type=Path, nargs="*", default=[], help="pictures of other kinds, to be refused")
     p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
     a = p.parse_args(argv)
     try:
         with threadpool_limits(1):  # many small products: more threads only wait for each other
-            run(a.data, a.out, a.meta_test.split(","), a.exemplars, a.splits, a.draws, seed=a.seed)
+            run(a.data, a.out, a.meta_test.split(","), a.exemplars, a.splits, a.draws, seed=a.seed, domains=a.domains)
     except SgpsError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -247,7 +247,15 @@ def test_canonical_episodes_are_the_frozen_ones(shared_data, tmp_path):
 
 def test_one_exemplar(data, small_release, tmp_path):
     r = one_exemplar.run(
-        data, tmp_path, list(DISEASES), exemplars=2, splits=2, draws=2, level=0.2, release=small_release()
+        data,
+        tmp_path,
+        list(DISEASES),
+        exemplars=2,
+        splits=2,
+        draws=2,
+        level=0.2,
+        release=small_release(),
+        domains=[data],
     )
     assert set(r["methods"]) == set(one_exemplar.METHODS) - {
         one_exemplar.NO_TEXT
@@ -260,6 +268,8 @@ def test_one_exemplar(data, small_release, tmp_path):
         assert found["levels"]["0.2"] == found["accepted"]  # the level of this run
         assert all(found["levels"]["0.05"][c] <= found["levels"]["0.2"][c] for c in r["queries"])
         assert all(0 <= share <= 1 for share in found["coverage"].values())
+        shown = found["shown"][data.name]  # the small release knows one kind only, and so no other
+        assert shown["refused"] == shown["refused by logits"] and found["other kind"] == 0
     arms = r["memory arms"]
     assert [arms[a]["runs"] for a in ("no row", "no noise", "epsilon 8", "epsilon 3", "epsilon 1")] == [2, 2, 4, 4, 4]
     assert arms["no row"]["auroc other"]["kept"] == 0 and arms["no noise"]["auroc other"]["kept"] in (0, 1)
