@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from bench.arms import CENTRED, METHODS, OURS, Arms
 from bench.fewshot_plots import draw
@@ -26,11 +25,12 @@ from bench.fewshot_report import report
 from bench.fewshot_world import Plan, World, seen, world
 from bench.figures import compared
 from bench.measure import Answers, Shelf, answer
+from bench.program import finish
 from bench.shifts import SHIFTS, Shifted
 from bench.splits import splits
 from sgps.device import choose, described
 from sgps.episodes import paired_difference
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import sha256_file, write_atomic
 from sgps.release import MANIFEST, Release
 from sgps.shipped import shipped_release
@@ -277,19 +277,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--device", default="auto", help="auto, cpu or cuda: of features under the release's base network")
     p.add_argument("--out", type=Path, required=True, help="folder; features and answers are kept here too")
     a = p.parse_args(argv)
-    try:
+
+    def work() -> None:
         plan = Plan(
             a.ways, a.shots, a.episodes, a.slow_episodes, a.seed, methods=a.methods.split(","), device=choose(a.device)
         )
         release = Release.open(a.release, sha256=sha256_file(a.release / MANIFEST)) if a.release else None
         test = [c for c in a.meta_test.split(",") if c]
-        with threadpool_limits(1):  # many small products: more threads only wait for each other
-            run(a.data, a.out, test, plan, release, a.shifts, a.splits, a.domains)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+        run(a.data, a.out, test, plan, release, a.shifts, a.splits, a.domains)
+
+    return finish(work, a.out / "results.md")
 
 
 if __name__ == "__main__":
