@@ -3,7 +3,7 @@
 After DullRazor (Lee, Ng, Gallagher, Coldman and McLean, Computers in Biology and Medicine 27, 1997): closing by line elements, a check
 of shape, interpolation. Three things differ. Dark hair is looked for in the brightest channel, in which pigment and vessels are
 hardly dark, and light hair in the darkest. An element lies *across* each direction, and what it closes must go on *along* that
-direction: the meshes of a pigment network, dots and streaks do not. Parts grow together only over neighbouring directions, so that a
+direction, which meshes of a pigment network, dots and streaks seldom do. Parts grow together only over neighbouring directions, so that a
 mesh does not pass for one long bent hair. What is shorter than a sixth of the picture's shorter side is no hair here, nor is a dark
 hair over a dark lesion.
 """
@@ -16,23 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-__all__ = ["bare", "found", "without"]
 Array = NDArray[Any]
 Offsets = tuple[tuple[int, int], ...]
 
 # Lengths in pixels of a picture of SIDE; fixed on drawn classes and training lesions (docs/results/hair.md).
 SIDE = 150  # the shorter side at which hair is looked for; up to a fifth more is left as it is
 ACROSS, ALONG, LENGTH = 2, 7, 25  # reach of an element, of a straight piece to both sides, and least extent of a hair
-WEAK, STRONG = (
-    18,
-    40,
-)  # grey levels by which a line is darker than what is beside it: everywhere, and on most of a piece
+# grey levels by which a line is darker than what is beside it: everywhere, and on most of a piece
+WEAK, STRONG = 18, 40
 STRAIGHT, MOSTLY = 0.9, 0.6  # shares of a piece
 LEAST = 0.01  # share of the picture; less hair than that is left where it is
-_SIGMA, _WIDE = (
-    1.5,
-    25,
-)  # pixels: of the Gaussian mean that fills, and the side of the plain one for what lies deep inside
+_SIGMA, _WIDE = 1.5, 25  # of the Gaussian, and side of the square, over which what fills a hair is averaged
 _ANGLES = 8
 
 
