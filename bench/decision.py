@@ -20,9 +20,9 @@ from sgps import foreign
 from sgps.bank import Bank
 from sgps.calibration import fit_temperature
 from sgps.draw import clinical_text, draw_profile
-from sgps.episodes import auroc, sample_episodes, unit
+from sgps.episodes import auroc, sample_episodes
 from sgps.errors import InputError
-from sgps.rehearsal import Judged, Rehearsal, rehearse, tasks
+from sgps.rehearsal import Judged, Rehearsal, between, rehearse, tasks
 from sgps.release import Release
 from sgps.rivals import domain_of
 
@@ -116,9 +116,8 @@ def judge_temperature(
             truth = np.repeat(np.arange(ways), e.index.shape[2] - shots)
             logits = []
             for index in e.index:
-                prototypes = unit(s.features[index[:, :shots]].mean(1) - centre)
-                queries = s.features[index[:, shots:]].reshape(-1, s.features.shape[1]) - centre
-                logits.append(scale * queries @ prototypes.T)
+                queries = s.features[index[:, shots:]].reshape(-1, s.features.shape[1])
+                logits.append(between(centre, scale, [*s.features[index[:, :shots]]], queries))
             found = temperatures(bank, kind_of(s, bank, centre), centre, scale, ways, shots)
             found["best here"] = fit_temperature(logits, [truth] * len(logits))
             by[e.name] = {name: {"temperature": t, **_worth(logits, truth, t)} for name, t in found.items()}

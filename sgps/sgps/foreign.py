@@ -23,7 +23,7 @@ from sgps.settings import Settings
 
 Array = NDArray[Any]
 RULE = "largest of `others` minus largest of `logits` above `limit`: another kind of picture"
-LEVEL = 0.01  # share of the pictures of an output's class that may be taken for another kind
+LEVEL = 0.01  # at most this share of the pictures of an output's class that may be taken for another kind
 _DRAWN = "drawn"  # no kind of picture that anybody takes
 
 
