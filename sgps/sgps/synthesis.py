@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
+from sgps.asked import Asked, complete, disease, remarks
 from sgps.attributes import NAMES, VOCABULARIES, parse, vector
 from sgps.bank import Bank
-from sgps.catalogue import Catalogue, Entry
+from sgps.catalogue import Catalogue
 from sgps.classifier import Classifier
 from sgps.device import CPU, exact
 from sgps.encoders import ImageEncoder, text_encoder_of
@@ -32,7 +33,7 @@ from sgps.generator import PARTS, ClassInputs, Generator, linear_head, spread_of
 from sgps.hair import bare
 from sgps.memory import Memory
 from sgps.open_encoders import Spec
-from sgps.record import Disease, Hair, Origin, Record
+from sgps.record import Hair, Origin, Record
 from sgps.rehearsal import Judged, calibrate
 from sgps.release import BANK, CATALOGUE, GENERATOR, Release, encoder_sha256
 from sgps.rivals import choose, domain_of, same_disease, unit
@@ -41,7 +42,6 @@ Array = NDArray[Any]
 RIVALS, FALSE_ALARMS = 5, 0.10
 SCALE = "head.scale"
 BARE = "hair is taken off the exemplars, and off every picture that this classifier is asked about: for pictures of skin only"
-_NEAREST = 3  # catalogue entries that are offered for an unknown name
 
 
 def synthesize(
@@ -81,28 +81,6 @@ def _loaded(folder: Path, sha256: str, encoders: Spec | None, device: torch.devi
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One disease of the task, completed from catalogue and memory."""
-
-    key: str
-    entry: Entry | None
-    text: str
-    images: Sequence[Image]
-    own: Array
-    place: int | None  # in the class memory
-    row: Array  # coordinates divided by the radius
-    worth: float
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.key, *(self.entry.names if self.entry else ()))
-
-    @property
-    def shots(self) -> int:
-        return len(self.images) + len(self.own)
-
-
-@dataclass(frozen=True)
 class Composition:
     """All weights of a classifier. Rows of weight [N, f] and bias [N]: the asked diseases by name, then the rivals.
 
@@ -110,7 +88,7 @@ class Composition:
     the exemplars' features before and after. seconds: all of it took.
     """
 
-    asked: tuple[_Asked, ...]
+    asked: tuple[Asked, ...]
     weight: Tensor
     bias: Tensor
     body: dict[str, Tensor] | None
@@ -169,7 +147,9 @@ class Synthesizer:
         """All weights, without calibration. Arguments and errors are those of the module's `synthesize`."""
         start = time.perf_counter()
         memory = memory or self.memory
-        asked = self._asked(exemplars, texts, own or {}, memory)
+        if memory.coordinates.sha256() != self.memory.coordinates.sha256() or memory.ids != self.memory.ids:
+            raise InputError("belongs to another release", where="class memory", do="use the memory of this release")
+        asked = complete(exemplars, texts, own or {}, self.catalogue, memory, self.encoder.target.width)
         # one by one: what is made of a class does not depend on the batch of the others
         base = [self.encoder.features(d.images) for d in asked]
         seen = [np.concatenate([b, d.own.astype(np.float32)]) for b, d in zip(base, asked, strict=True)]
@@ -233,7 +213,7 @@ class Synthesizer:
         order += range(len(c.asked), len(c.asked) + len(c.beside))
         state = self.encoder.target.export(c.body, c.weight[order], c.bias[order])
         m, a = self.release.manifest, self.release.manifest.architecture
-        diseases = {d.key: _disease(d) for d in c.asked}
+        diseases = {d.key: disease(d) for d in c.asked}
         origin = Origin(
             release=m.name,
             release_sha256=self.release.sha256,
@@ -265,54 +245,12 @@ class Synthesizer:
             notes=(
                 *c.notes,
                 *([BARE] if hair == "remove" else []),
-                *(line for d in c.asked for line in self._notes(d)),
+                *(line for d in c.asked for line in remarks(d, self.catalogue, self.text)),
             ),
         )
         return Classifier(record, state)
 
-    def _asked(
-        self,
-        exemplars: Mapping[str, Sequence[Image]],
-        texts: Mapping[str, str],
-        own: Mapping[str, Array],
-        memory: Memory,
-    ) -> list[_Asked]:
-        """The diseases in an order of their own, so that the caller's order cannot change a number."""
-        if not exemplars:
-            raise InputError("no disease was asked for", where="exemplars", do="give a disease and its picture")
-        if memory.coordinates.sha256() != self.memory.coordinates.sha256() or memory.ids != self.memory.ids:
-            raise InputError("belongs to another release", where="class memory", do="use the memory of this release")
-        for name, given in (("texts", texts), ("own patients", own)):
-            if stray := sorted(set(given) - set(exemplars)):
-                raise InputError(f"{stray[0]} has no exemplar", where=name, do="use the names of the exemplars")
-        out: list[_Asked] = []
-        seen: dict[str, str] = {}
-        for key, images in exemplars.items():
-            entry = self.catalogue.find(key)
-            if not key.strip() or not images:
-                raise InputError(
-                    "needs a name and at least one picture", where=key or "exemplars", do="give an exemplar"
-                )
-            if entry is not None and (twin := seen.setdefault(entry.id, key)) != key:
-                raise InputError(f"is the same disease as {twin}", where=key, do="give their pictures under one name")
-            text = (texts.get(key) or (entry.text if entry else "")).strip()
-            if not text:
-                near = ", ".join(f"{e.name} ({e.id})" for e in self.catalogue.nearest(key, _NEAREST))
-                do = f"describe it in a sentence; nearest entries: {near}"
-                raise InputError("is not in the catalogue and has no clinical text", where=key, do=do)
-            patients = np.asarray(own.get(key, np.zeros((0, self.encoder.target.width))))
-            if patients.ndim != 2 or patients.shape[1] != self.encoder.target.width or not np.isfinite(patients).all():
-                do = "encode them with the network of this release"
-                raise InputError(
-                    "are not features of this release's base network", where=f"own patients of {key}", do=do
-                )
-            place = memory.ids.index(entry.id) if entry and entry.id in memory.ids else None
-            worth = 0.0 if place is None else memory.worth(place)
-            row = np.zeros(len(memory.coordinates.directions)) if place is None else memory.row(place)
-            out.append(_Asked(key, entry, text, images, patients, place, row / memory.coordinates.radius, worth))
-        return sorted(out, key=lambda d: d.key)
-
-    def _blended(self, mean: Array, d: _Asked, memory: Memory) -> Array:
+    def _blended(self, mean: Array, d: Asked, memory: Memory) -> Array:
         if d.place is None or d.entry is None:
             return mean
         return memory.blend(mean, d.shots, d.place, self.inside(d.entry.domain))
@@ -324,20 +262,20 @@ class Synthesizer:
             self._inside[domain] = self.memory.coordinates.inside(self.bank.features[mine], self.bank.label[mine])
         return self._inside[domain]
 
-    def _domain(self, first: _Asked, prototype: Array) -> tuple[str, str, list[str]]:
+    def _domain(self, first: Asked, prototype: Array) -> tuple[str, str, list[str]]:
         """The kind of picture of a disease, the one that its exemplar looks like, and a note where they differ."""
         domain, looks = self._kind(first, prototype), domain_of(self.bank, prototype, self.centre)
         note = f"the exemplar of {first.key} looks more like {looks} than like {domain}"
         return domain, looks, [note] if looks != domain else []
 
-    def _kind(self, d: _Asked, prototype: Array) -> str:
+    def _kind(self, d: Asked, prototype: Array) -> str:
         """The kind of picture by the catalogue, where the bank knows that kind; else the one that the exemplar looks like."""
         if d.entry and d.entry.domain in self.bank.domains:
             return d.entry.domain
         return domain_of(self.bank, prototype, self.centre)
 
     def _inputs(
-        self, asked: Sequence[_Asked], prototypes: Array, embedded: Array, beside: Sequence[int], domain: str
+        self, asked: Sequence[Asked], prototypes: Array, embedded: Array, beside: Sequence[int], domain: str
     ) -> ClassInputs:
         """What the generator sees of every output, the named ones first."""
         classes = [self.bank.classes[i] for i in beside]
@@ -374,7 +312,7 @@ class Synthesizer:
         return self.encoder.target.materialise(self.generator.coefficients(tokens)), tokens
 
     def _moves(
-        self, asked: Sequence[_Asked], base: Sequence[Array], body: dict[str, Tensor] | None
+        self, asked: Sequence[Asked], base: Sequence[Array], body: dict[str, Tensor] | None
     ) -> tuple[Array, float]:
         """v_generated - v_base of each disease [N, f]; mean cosine of the exemplars' centred features before and after.
 
@@ -429,21 +367,6 @@ class Synthesizer:
             out.append(name)
         return tuple(out)
 
-    def _notes(self, d: _Asked) -> list[str]:
-        if d.entry is None:
-            by_name = self.catalogue.nearest(d.key, 1)
-            by_text = self.catalogue.nearest(f"{d.key}. {d.text}", _NEAREST, self.text)
-            near = ", ".join(f"{e.name} ({e.id})" for e in {e.id: e for e in (*by_name, *by_text)}.values())
-            return [f"{d.key} is not in the catalogue: no row of the class memory was used; nearest entries: {near}"]
-        if d.worth == 0:
-            return [f"the class memory holds nothing certain about {d.key}: the exemplar stands alone"]
-        return [f"the class memory knows {d.key}: its row counts as {d.worth:.1f} patients beside {d.shots}"]
-
 
 def _signs(text: str, domain: str) -> dict[str, int]:
     return parse(text, domain) if domain in VOCABULARIES else {}
-
-
-def _disease(d: _Asked) -> Disease:
-    known = d.entry.id if d.entry else None
-    return Disease(label=d.key, id=known, text=d.text, exemplars=len(d.images), own=len(d.own), worth=d.worth)
