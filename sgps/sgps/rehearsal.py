@@ -147,7 +147,7 @@ def _ahead(j: Judged, rows: Array, logits: Array) -> Array:
 
 def _limit(ahead: Sequence[Array]) -> float | None:
     """At least 0, so that a class of another kind must be nearer than every output: of a kind that the bank does not hold, which borrows the
-    pictures of the kind that it looks like, 22 % of the disease itself would be refused without it, and 2 % are (brain MRI, one exemplar)."""
+    pictures of the kind that it looks like, 20 % of the disease itself would be refused without it, and 1 % is (brain MRI, one exemplar)."""
     found = np.concatenate(ahead) if ahead else np.zeros(0)
     return max(0.0, float(np.quantile(found, 1 - foreign.LEVEL))) if len(found) else None
 

@@ -38,14 +38,14 @@ def test_tasks_with_drawn_classes_among_them_make_skin_too_sure():
 
 @pytest.mark.slow
 def test_the_judge_measures_refusal_of_unknown_classes_and_other_kinds(shared_data, tmp_path, monkeypatch):
-    """With thirty features that are means of colours, so that nothing is encoded: the figures mean nothing, their sums do."""
+    """With features that are means of colours, so that nothing is encoded: the figures mean nothing, their sums do."""
     release = shipped_release()
     mix = np.random.default_rng(0).normal(size=(3, 1280)) / 100
 
     def features(_, pictures, rows, out):
         return np.stack(
             [np.asarray(pictures.image(int(r)).resize((4, 4)), np.float32).mean((0, 1)) @ mix for r in rows]
-        )
+        ).astype(np.float32)
 
     def few(data, out, seed):
         found = judges(data, out, seed)
