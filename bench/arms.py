@@ -33,7 +33,7 @@ _DRAWN = (5000, 12, 16, 128)  # where the data have no public classes for Lite0;
 
 @dataclass(frozen=True)
 class Kind:
-    """title, family; seconds: of one processor for an episode, and for each number of ways and shots; slow: a network for every episode, so fewer of them."""
+    """title, family; seconds: of one processor for an episode, and for each number of ways and shots; slow: fewer episodes, for a network or a transport plan is made for each."""
 
     title: str
     family: str
@@ -71,7 +71,7 @@ METHODS = {
     "bd-cspn": Kind("BD-CSPN (easyfsl)", SEEING),
     "laplacian-shot": Kind("LaplacianShot (easyfsl)", SEEING),
     "tim": Kind("TIM (easyfsl)", SEEING, 0.025, 2),
-    "pt-map": Kind("PT-MAP (easyfsl)", SEEING, 0.28, 12),
+    "pt-map": Kind("PT-MAP (easyfsl)", SEEING, 0.28, 12, True),
     "transductive-finetuning": Kind("transductive fine-tuning (easyfsl)", SEEING, 0.011, 1),
 }
 for _name in (*easy.INDUCTIVE, *trained.NAMES, *easy.TRANSDUCTIVE):

@@ -33,7 +33,7 @@ class Plan:
     device: torch.device = CPU
 
     def most(self, name: str, release: Release) -> int:
-        """Episodes of a method: those that make or tune a network for each get `slow`."""
+        """Episodes of a method: the slow ones, which make or tune a network for each, get `slow`."""
         bodies = name.startswith(OURS) and name != "ours-no-body" and "body" in release.manifest.architecture.learned
         return min(self.count, self.slow) if bodies or METHODS[name].slow else self.count
 
