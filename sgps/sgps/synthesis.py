@@ -329,7 +329,7 @@ class Synthesizer:
 
     def _spread(self, seen: Sequence[Array]) -> Tensor | None:
         """How exemplars and own patients [k, f] of one disease differ, for the head of several; one disease beside rivals does not gain by it
-        (docs/results/judge.md)."""
+        (docs/results/heads.md)."""
         return spread_of([self._tensor(x) for x in seen], self._tensor(self.centre)) if len(seen) > 1 else None
 
     def _head(
