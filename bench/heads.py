@@ -3,7 +3,7 @@
     python -m bench.heads --data DIR --out DIR
 
 Judges: those of `bench.networks` (brain MRI, drawn classes, held-out skin lesions), and x-ray, ultrasound and histology under frozen Lite0
-alone, which saw none of them, as it saw no skin. The prior, in patients, divides the scatter: 1 is what synthesis has. akiec, df and vasc
+alone, which saw none of them, as it saw no skin. The prior, in patients, divides the scatter: 1 is what synthesis has, from ten exemplars of a disease on. akiec, df and vasc
 are not looked at.
 """
 
@@ -46,7 +46,7 @@ def spread_head(prior: float | None) -> Head:
     def scores(support: Array, queries: Array) -> Array:
         given = torch.from_numpy(np.asarray(support, np.float64))
         centre = given.new_zeros(given.shape[-1])
-        spread = None if prior is None else spread_of([*given], centre) / prior**0.5
+        spread = None if prior is None else spread_of([*given], centre, 2) / prior**0.5
         return np.asarray(queries @ linear_head(given.mean(1), centre, 1.0, spread)[0].numpy().T)
 
     return scores
@@ -107,7 +107,7 @@ def one_disease(features: Array, label: Array, means: Mapping[str, Array], count
             rivals = rivals[np.argsort(-unit(rivals) @ support.mean(0))[:RIVALS]]
             given = torch.from_numpy(np.vstack([support.mean(0)[None], rivals]))
             centre = given.new_zeros(given.shape[-1])
-            spread = spread_of([torch.from_numpy(support)], centre)
+            spread = spread_of([torch.from_numpy(support)], centre, 2)
             for name, s in ((PLAIN, None), ("spread, prior 1", spread)):
                 logits = features[rows] @ linear_head(given, centre, 1.0, s)[0].numpy().T
                 found.setdefault(name, []).append(auroc(score(logits, 1)[:, 0], label[rows] == disease))

@@ -34,7 +34,7 @@ def ours(support: Array, queries: Array) -> Array:
 
 ARMS: dict[str, tuple[str, tuple[Head, ...], bool]] = {
     "plain": ("nearest prototype, plain cosine", closed.HEADS["prototype"], False),
-    "ours": ("ours' head: mean of the exemplars, centred, less their spread", (ours,), True),
+    "ours": ("ours' head: mean of the exemplars, centred", (ours,), True),
     "centred": ("nearest prototype, centred", closed.HEADS["prototype"], True),
     "protonet": ("ProtoNet (easyfsl)", easy.heads("protonet", False), False),
     "simpleshot": ("SimpleShot (easyfsl)", easy.heads("simpleshot", False), False),

@@ -27,6 +27,7 @@ BOUNDS = (
 )  # largest coefficient of core, chan, tap: wider destroys trained features (generator note, 5.3)
 TEXT = 384  # width of a sentence embedding of the installed text encoder
 HEADS, BOTTLENECK = 4, 32
+SPREAD_LEAST = 10  # exemplars of a class: with five its spread misleads on some diseases (docs/results/heads.md)
 MOST_SHOTS = 10.0  # a class of more exemplars says so to its token no louder than this
 
 
@@ -167,10 +168,10 @@ class Generator(nn.Module):
         return weight, bias + gate[:, 1]
 
 
-def spread_of(groups: Sequence[Tensor], centre: Tensor) -> Tensor:
+def spread_of(groups: Sequence[Tensor], centre: Tensor, least: int = SPREAD_LEAST) -> Tensor:
     """How exemplars of one class differ: rows [n, f] of their unit directions from the centre, less each class's mean; none of a class
-    of one. groups: features [k, f] of each class."""
-    units = [F.normalize(x - centre, dim=-1) for x in groups if len(x) > 1]
+    of fewer than `least`. groups: features [k, f] of each class."""
+    units = [F.normalize(x - centre, dim=-1) for x in groups if len(x) >= least]
     return torch.cat([u - u.mean(0) for u in units]) if units else centre.new_zeros(0, len(centre))
 
 
