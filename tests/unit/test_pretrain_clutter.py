@@ -94,13 +94,12 @@ def test_a_recipe_without_clutter_keeps_the_key_of_its_work_folder(tmp_path: Pat
     assert json.dumps(recipe(0.3).model_dump(mode="json")).count('"clutter": 0.3') == 5
 
 
-def test_the_sturdy_recipe_is_the_shipped_one_with_clutter() -> None:
+def test_the_sturdy_recipe_is_the_shipped_one_with_cluttered_fine_tunes() -> None:
     plan, shipped = read_recipe(STURDY), read_recipe(None)
-    assert {plan.distil.clutter, *(f.clutter for f in plan.finetune)} == {0.3}
+    assert (plan.distil.clutter, {f.clutter for f in plan.finetune}) == (0.0, {0.3})
     plain = plan.model_copy(
         update={
             "measure": shipped.measure,
-            "distil": plan.distil.model_copy(update={"clutter": 0.0}),
             "finetune": tuple(f.model_copy(update={"clutter": 0.0}) for f in plan.finetune),
         }
     )
@@ -109,7 +108,7 @@ def test_the_sturdy_recipe_is_the_shipped_one_with_clutter() -> None:
 
 def test_a_share_beyond_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(STURDY.read_text().replace("  clutter: 0.3", "  clutter: 1.3", 1))
+    path.write_text(STURDY.read_text().replace("clutter: 0.3", "clutter: 1.3", 1))
     with pytest.raises(ConfigError, match="clutter"):
         read_recipe(path)
 
