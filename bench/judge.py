@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from bench import decision
 from bench.features import Array
@@ -24,9 +23,10 @@ from bench.figures import percent, table
 from bench.peers.adapter import SHARPNESS, TEXT_WEIGHTS, TextMap, cached, text_only
 from bench.peers.closed import prototype
 from bench.peers.public import Public, Task
+from bench.program import finish
 from sgps.bank import Bank
 from sgps.episodes import auroc, interval, paired_difference, unit
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.release import Release
 from sgps.shipped import shipped_release
@@ -175,14 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=7)
     p.add_argument("--out", type=Path, required=True, help="folder")
     a = p.parse_args(argv)
-    try:
-        with threadpool_limits(1):
-            run(a.out, a.tasks, a.pairs, seed=a.seed, data=a.data, classifiers=a.classifiers)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+    settings = {"seed": a.seed, "data": a.data, "classifiers": a.classifiers}
+    return finish(lambda: run(a.out, a.tasks, a.pairs, **settings), a.out / "results.md")
 
 
 if __name__ == "__main__":

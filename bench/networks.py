@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from threadpoolctl import threadpool_limits
 
 from bench.features import Array, kept
 from bench.figures import percent, table
 from bench.pictures import Pictures, read_pictures
+from bench.program import finish
 from sgps.draw import draw_profile, write_folder
 from sgps.encoders import ImageEncoder
 from sgps.episodes import accuracy, interval, paired_difference, sample_episodes
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import sha256_file, write_atomic
 from sgps.images import batch
 from sgps.pretrain.frozen import TEST, frozen_episodes
@@ -211,15 +211,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=11)
     p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
     a = p.parse_args(argv)
-    try:
+
+    def work() -> None:
         more = [Release.open(f, sha256=sha256_file(f / MANIFEST)) for f in a.release]
-        with threadpool_limits(1):
-            run(a.data, a.out, more, a.seed, a.frozen)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+        run(a.data, a.out, more, a.seed, a.frozen)
+
+    return finish(work, a.out / "results.md")
 
 
 if __name__ == "__main__":

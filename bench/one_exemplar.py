@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from bench.exemplar_report import (
     COVERAGES,
@@ -37,10 +36,11 @@ from bench.exemplar_report import (
 from bench.features import base_features, lite0_features
 from bench.peers.against import Score, logistic, plda
 from bench.pictures import Pictures, read_pictures
+from bench.program import finish
 from bench.shipped import Ours, without
 from sgps.calibration import Calibration, score
 from sgps.episodes import auroc, unit
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.foreign import Foreign
 from sgps.memory import Contribution, Memory, pool, record
@@ -393,14 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--domains", type=Path, nargs="*", default=[], help="pictures of other kinds, to be refused")
     p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
     a = p.parse_args(argv)
-    try:
-        with threadpool_limits(1):  # many small products: more threads only wait for each other
-            run(a.data, a.out, a.meta_test.split(","), a.exemplars, a.splits, a.draws, seed=a.seed, domains=a.domains)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+    test, sizes = a.meta_test.split(","), (a.exemplars, a.splits, a.draws)
+    return finish(lambda: run(a.data, a.out, test, *sizes, seed=a.seed, domains=a.domains), a.out / "results.md")
 
 
 if __name__ == "__main__":

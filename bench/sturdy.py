@@ -23,17 +23,17 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL.Image import Image
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from bench.features import LITE0_SIZE, Array, kept
 from bench.figures import percent, table
 from bench.networks import EPISODES, SETTINGS, SKIN, Judge, judges
 from bench.pictures import Pictures, read_pictures
+from bench.program import finish
 from bench.shifts import Shifted
 from sgps.encoders import target_of
 from sgps.episodes import Episodes, Interval, accuracy, interval, paired_difference, sample_episodes
-from sgps.errors import InputError, SgpsError
+from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.images import batch, views
 from sgps.pretrain.frozen import TEST, frozen_episodes
@@ -271,14 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=11)
     p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
     a = p.parse_args(argv)
-    try:
-        with threadpool_limits(1):
-            run(a.data, a.out, a.base, a.test, a.against, a.seed)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+    return finish(lambda: run(a.data, a.out, a.base, a.test, a.against, a.seed), a.out / "results.md")
 
 
 if __name__ == "__main__":
