@@ -22,9 +22,10 @@ from threadpoolctl import threadpool_limits
 
 from bench.features import Array, base_features
 from bench.figures import percent, table
-from bench.networks import SETTINGS, SKIN, judges
+from bench.networks import PATIENTS, SETTINGS, SKIN, Judge, judges
 from bench.pictures import Pictures, read_pictures
 from bench.shifts import SHIFTS, Shift
+from sgps.draw import draw_profile, write_folder
 from sgps.episodes import Episodes, cosine, interval, paired_difference, sample_episodes, unit
 from sgps.errors import SgpsError
 from sgps.files import write_atomic
@@ -61,7 +62,8 @@ def _strokes(light: bool) -> Shift:
 
 
 KINDS: dict[str, Shift] = {"hair": SHIFTS["hair"], "soft": _strokes(light=False), "light": _strokes(light=True)}
-JUDGED = {"MRI": (), "drawn": ("hair",), "skin": tuple(KINDS)}  # kinds of hair by judge
+DRAWN, OTHERS, FRESH = range(7400, 7420), range(7500, 7512), "drawn, others"
+JUDGED = {"MRI": (), "drawn": ("hair",), FRESH: ("hair",), "skin": tuple(KINDS)}  # kinds of hair by judge
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,16 @@ def report(r: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _drawn(out: Path, seed: int) -> Judge:
+    """Twenty drawn classes besides those of `bench.networks`."""
+    folder = out / "drawn-others"
+    if not folder.is_dir():
+        write_folder(folder, [draw_profile(n) for n in (*DRAWN, *OTHERS)], PATIENTS, seed)
+    pictures = read_pictures(folder)
+    rows, centre = (pictures.of([draw_profile(n).id for n in numbers]) for numbers in (DRAWN, OTHERS))
+    return Judge(FRESH, pictures, rows, centre)
+
+
 def _milliseconds(pictures: Pictures, rows: Array) -> float:
     images = [pictures.image(int(r)).resize((128, 128)) for r in rows]
     start = time.process_time()
@@ -222,7 +234,7 @@ def run(data: Path, out: Path, test: Sequence[str] = (), seed: int = 11) -> dict
         rows = skin.one_each(skin.of(test), np.random.default_rng(seed))
         sets["test"] = measure(skin, rows, features, centre, seed, tuple(KINDS))
     else:
-        for j in judges(data, out, seed):
+        for j in (*judges(data, out, seed), _drawn(out, seed)):
             if len(j.centre):
                 found_, kind = features(j.pictures, j.centre), j.pictures.label[j.centre]
                 middle = np.mean([found_[kind == c].mean(0) for c in np.unique(kind)], 0)

@@ -1,11 +1,11 @@
-"""Hair over a picture: found as long, thin, nearly straight lines, and filled from around.
+"""Dark hair over a picture: found as long, thin, nearly straight lines, and filled from around.
 
 After DullRazor (Lee, Ng, Gallagher, Coldman and McLean, Computers in Biology and Medicine 27, 1997): closing by line elements, a check
-of shape, interpolation. Three things differ. Dark hair is looked for in the brightest channel, in which pigment and vessels are
-hardly dark, and light hair in the darkest. An element lies *across* each direction, and what it closes must go on *along* that
-direction, which meshes of a pigment network, dots and streaks seldom do. Parts grow together only over neighbouring directions, so that a
-mesh does not pass for one long bent hair. What is shorter than a sixth of the picture's shorter side is no hair here, nor is a dark
-hair over a dark lesion.
+of shape, interpolation. Three things differ. It looks at the brightest channel, in which pigment and vessels are hardly dark, and asks
+for a strong contrast, since a lesion that loses its structure costs more than a hair that stays. An element lies *across* each
+direction, and what it closes must go on *along* that direction, which meshes of a pigment network, dots and streaks seldom do. Parts
+grow together only over neighbouring directions, so that a mesh does not pass for one long bent hair. What is shorter than a sixth of
+the picture's shorter side is no hair here, nor is light or faint hair, nor a dark hair over a dark lesion.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ Offsets = tuple[tuple[int, int], ...]
 SIDE = 150  # the shorter side at which hair is looked for; up to a fifth more is left as it is
 ACROSS, ALONG, LENGTH = 2, 7, 25  # reach of an element, of a straight piece to both sides, and least extent of a hair
 # grey levels by which a line is darker than what is beside it: everywhere, and on most of a piece
-WEAK, STRONG = 18, 40
+WEAK, STRONG = 40, 80
 STRAIGHT, MOSTLY = 0.9, 0.6  # shares of a piece
 LEAST = 0.01  # share of the picture; less hair than that is left where it is
 _SIGMA, _WIDE = 1.5, 25  # of the Gaussian, and side of the square, over which what fills a hair is averaged
@@ -72,8 +72,9 @@ def _extended(pieces: Array) -> Array:
     return np.asarray(np.array([False, *long])[part])
 
 
-def _dark(grey: Array) -> Array:
-    """bool [h, w]: dark hair. grey: uint8."""
+def found(pixels: Array) -> Array:
+    """uint8 [h, w, 3], its shorter side about `SIDE` -> bool [h, w]: hair."""
+    grey = pixels.max(2)
     pieces = np.stack([_pieces(grey, across, along) for across, along in _PAIRS])
     flat = _extended(np.asarray(pieces.any(0)))
     if flat.any():  # directions part it further
@@ -81,11 +82,6 @@ def _dark(grey: Array) -> Array:
         inside = pieces[(slice(None), *box)]
         flat[box] = _extended(np.concatenate([inside, inside[:1]])).any(0)  # half a turn is no turn
     return flat
-
-
-def found(pixels: Array) -> Array:
-    """uint8 [h, w, 3], its shorter side about `SIDE` -> bool [h, w]: hair, dark or light."""
-    return np.asarray(_dark(pixels.max(2)) | _dark(255 - pixels.min(2)))
 
 
 def _filled(pixels: Array, hair: Array) -> Array:
