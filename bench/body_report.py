@@ -18,6 +18,9 @@ COLUMNS = {
 }
 
 
+Part = tuple[list[str], list[list[str]]]
+
+
 def over_tasks(values: Sequence[float]) -> Interval:
     """Mean and half its 95 % interval over tasks (Student's t)."""
     x = np.asarray(values, float)
@@ -37,7 +40,7 @@ def _gain(tasks: Mapping[str, Any], arm: str, what: str) -> str:
     return percent(over_tasks([a[arm][what] - a["base"][what] for a in have]), True)
 
 
-def _accuracy(r: Mapping[str, Any]) -> list[str]:
+def _accuracy(r: Mapping[str, Any]) -> Part:
     rows = []
     for name, kind in r["kinds"].items():
         if not (tasks := _tasks(kind)):
@@ -48,10 +51,10 @@ def _accuracy(r: Mapping[str, Any]) -> list[str]:
         for arm in (a for a in first if a != "base" and " x " not in a):
             cosine = np.mean([v["arms"][arm]["cosine"] for v in tasks.values()])
             rows.append([NAMES[name], arm, *(_gain(tasks, arm, c) for c in COLUMNS), f"{cosine:.3f}"])
-    return [table(["tasks", "body", *COLUMNS.values(), "cosine"], rows)]
+    return ["tasks", "body", *COLUMNS.values(), "cosine"], rows
 
 
-def _few(r: Mapping[str, Any]) -> list[str]:
+def _few(r: Mapping[str, Any]) -> Part:
     rows = []
     for name, kind in r["kinds"].items():
         few = [v["few"] for v in _tasks(kind).values() if "few" in v]
@@ -62,7 +65,7 @@ def _few(r: Mapping[str, Any]) -> list[str]:
                 for arm in ("fitted", "generator")
             ]
             rows.append([NAMES[name], shots, percent(over_tasks([f["base"] for f in here])), *cells])
-    return [table(["tasks", "exemplars", "base", "body fitted to the exemplars", "trained generator"], rows)]
+    return ["tasks", "exemplars", "base", "body fitted to the exemplars", "trained generator"], rows
 
 
 def _cosine(values: Sequence[float]) -> str:
@@ -70,7 +73,7 @@ def _cosine(values: Sequence[float]) -> str:
     return f"{found.mean:.3f} ± {found.half:.3f}"
 
 
-def _coefficients(r: Mapping[str, Any]) -> list[str]:
+def _coefficients(r: Mapping[str, Any]) -> Part:
     rows = []
     for name, kind in r["kinds"].items():
         for title, f in kind.get("coefficients", {}).get("found", {}).items():
@@ -87,10 +90,10 @@ def _coefficients(r: Mapping[str, Any]) -> list[str]:
         "difference",
         "size / oracle's",
     ]
-    return [table(head, rows)]
+    return head, rows
 
 
-def _movement(r: Mapping[str, Any]) -> list[str]:
+def _movement(r: Mapping[str, Any]) -> Part:
     rows = []
     for name, kind in r["kinds"].items():
         if not (tasks := _tasks(kind)):
@@ -113,16 +116,20 @@ def _movement(r: Mapping[str, Any]) -> list[str]:
                 rows.append(
                     [NAMES[name], f"{said} 1", str(len(here)), *cells, f"{np.mean(values):.3f} ({min(values):.3f})"]
                 )
-    return [table(["tasks", "body", "n", "one exemplar", "five exemplars", "cosine (least)"], rows)]
+    return ["tasks", "body", "n", "one exemplar", "five exemplars", "cosine (least)"], rows
 
 
-def _choice(r: Mapping[str, Any]) -> list[str]:
+def _choice(r: Mapping[str, Any]) -> Part:
     rows = []
     for name, c in r["chosen"].items():
-        what = "oracle, mean of one and five exemplars" if name == "oracle" else f"fitted to {name} exemplar(s) a class"
+        what = (
+            "oracle, mean of one and five exemplars"
+            if name == "oracle"
+            else f"fitted to the exemplars of a class, {name}"
+        )
         grid = ", ".join(f"{s}: {100 * np.mean(g):+.1f}" for s, g in c["gains"].items())
         rows.append([what, f"{c['rate']:g}, {c['steps']}", grid])
-    return [table(["", "chosen: rate, steps", "gain in points on the tasks of the choice, by rate and steps"], rows)]
+    return ["", "chosen: rate, steps", "gain in points on the tasks of the choice, by rate and steps"], rows
 
 
 def report(r: Mapping[str, Any]) -> str:
@@ -143,5 +150,7 @@ def report(r: Mapping[str, Any]) -> str:
         ("Choice of steps and rate.", _choice),
     )
     for title, part in parts:
-        lines += ["", title, "", *part(r)]
+        head, rows = part(r)
+        if rows:
+            lines += ["", title, "", table(head, rows)] if title else ["", table(head, rows)]
     return "\n".join(lines) + "\n"
