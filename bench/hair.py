@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from bench.features import Array, base_features
 from bench.figures import percent, table
+from bench.hairless import found, without
 from bench.networks import PATIENTS, SETTINGS, SKIN, Judge, judges
 from bench.pictures import Pictures, read_pictures
 from bench.shifts import SHIFTS, Shift
@@ -29,7 +30,6 @@ from sgps.draw import draw_profile, write_folder
 from sgps.episodes import Episodes, cosine, interval, paired_difference, sample_episodes, unit
 from sgps.errors import SgpsError
 from sgps.files import write_atomic
-from sgps.hair import found, without
 from sgps.pretrain.recipe import read_recipe
 from sgps.shipped import shipped_release
 

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,6 @@ Device = Annotated[
     str,
     typer.Option(
         "--device", help="Where it is computed; auto takes CUDA where it is present.", metavar="auto|cpu|cuda"
-    ),
-]
-Hair = Annotated[
-    Literal["keep", "remove"],
-    typer.Option(
-        help="Whether hair is taken off the exemplars, and off every picture that the classifier is asked about."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -86,7 +80,6 @@ def synthesize(
             show_default=False,
         ),
     ] = None,
-    hair: Hair = "keep",
     as_json: AsJson = False,
 ) -> None:
     """Make a complete classifier from one exemplar and a clinical text, or from several diseases, without training."""
@@ -103,7 +96,7 @@ def synthesize(
     source = making.release_of(release, key, sha256, site)
     spec = making.encoders_of(encoders, source, site)
     classifier, notes = making.make(
-        asked, source, site if with_own_patients else None, with_own_patients, false_alarms, spec, where, hair
+        asked, source, site if with_own_patients else None, with_own_patients, false_alarms, spec, where
     )
     classifier.save(out)
     seconds = round(time.monotonic() - start, 1)

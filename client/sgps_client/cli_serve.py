@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from sgps_client.cli_classifier import Hair
-
 
 def serve(
     models: Annotated[
@@ -44,7 +42,6 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    hair: Hair = "keep",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
 ) -> None:
     """A page in this machine's browser: make a classifier from one picture and ask it. Ctrl-C stops; nothing else can connect."""
@@ -68,6 +65,4 @@ def serve(
         text = f"open {door.address}\nit opens once, in this machine's browser; Ctrl-C stops"
         typer.echo(json.dumps({"address": door.address, "release": source.manifest.name}) if as_json else text)
 
-    page.run(
-        Desk(source, models, false_alarms, where, spec, hair), port, ready, lambda line: typer.echo(line, err=True)
-    )
+    page.run(Desk(source, models, false_alarms, where, spec), port, ready, lambda line: typer.echo(line, err=True))

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sgps.calibration import Share
     from sgps.classifier import Classifier
     from sgps.open_encoders import Spec
-    from sgps.record import Hair
 
 TEXT_LIMIT = 2000  # characters, as for the texts of the catalogue
 UNKNOWN = (
@@ -142,11 +141,10 @@ def make(
     false_alarms: float,
     encoders: "Spec | None" = None,
     device: "torch.device | None" = None,
-    hair: "Hair" = "keep",
 ) -> "tuple[Classifier, list[str]]":
     """The classifier, and what a person should know besides its own notes.
 
-    device: of synthesis, none is the processor. hair: kept or removed, here and in every prediction. The site's own patients are always read on the processor, as in its rounds.
+    device: of synthesis, none is the processor; the site's own patients are always read on the processor, as in its rounds.
     """
     if with_own_patients and site is None:
         raise ConfigError("needs the site's settings", where="--with-own-patients", do="give --config site.yaml")
@@ -157,13 +155,7 @@ def make(
     device = device or CPU
     if site is None:
         plain = synthesize(
-            asked.exemplars,
-            asked.texts,
-            release,
-            false_alarms=false_alarms,
-            encoders=encoders,
-            device=device,
-            hair=hair,
+            asked.exemplars, asked.texts, release, false_alarms=false_alarms, encoders=encoders, device=device
         )
         return plain, []
     from sgps_client.own import own_patients
@@ -171,9 +163,7 @@ def make(
     catalogue = Catalogue.load(release.folder / CATALOGUE)
     entries = {name: catalogue.find(name) for name in asked.exemplars}
     ids = {entry.id: name for name, entry in entries.items() if entry is not None}
-    own = own_patients(
-        site, release, ImageEncoder(release), {i: asked.exemplars[name] for i, name in ids.items()}, hair
-    )
+    own = own_patients(site, release, ImageEncoder(release), {i: asked.exemplars[name] for i, name in ids.items()})
     features = {ids[i]: rows for i, rows in own.features.items()}
     classifier = synthesize(
         asked.exemplars,
@@ -184,7 +174,6 @@ def make(
         false_alarms=false_alarms,
         encoders=encoders,
         device=device,
-        hair=hair,
     )
     added = [f"{counted(len(rows), 'own patient')} of {name}, added exactly" for name, rows in features.items()]
     missing = [f"the site has no own patients of {name}" for name in asked.exemplars if name not in features]
@@ -203,7 +192,6 @@ def facts(
         "release": release.manifest.name,
         "release_sha256": release.sha256,
         "diseases": [d.model_dump(mode="json") for d in record.origin.diseases],
-        "hair": record.hair,
         "threshold": record.calibration.threshold,
         "false_alarm_level": record.calibration.false_alarms,
         "false_alarms_measured": record.calibration.measured[0].model_dump(mode="json"),

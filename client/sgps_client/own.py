@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sgps import carry
 from sgps.errors import ConfigError, InputError, StateError
-from sgps.hair import bare
 from sgps.memory import COUNTS, ROWS, Contribution, Memory
 from sgps.release import Release
 from sgps_client.config import Site
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from sgps.encoders import ImageEncoder
-    from sgps.record import Hair
     from sgps_privacy.ledger import Ledger
 
 
@@ -40,14 +38,9 @@ class Own:
 
 
 def own_patients(
-    site: Site,
-    release: Release,
-    encoder: "ImageEncoder",
-    exemplars: Mapping[str, Sequence["Image"]],
-    hair: "Hair" = "keep",
+    site: Site, release: Release, encoder: "ImageEncoder", exemplars: Mapping[str, Sequence["Image"]]
 ) -> Own:
     """exemplars: catalogue id -> the pictures that the classifier is made from; a patient who shows one is left out, it counts already.
-    hair: of the own patients' pictures, kept or removed as from the exemplars.
 
     Raises ConfigError for a site without cohorts, InputError when a cohort cannot be read, StateError when a noised part that the
     release holds is no longer in the outbox.
@@ -72,9 +65,7 @@ def own_patients(
                 repeated += 1
                 continue
             for label in sorted({label for label, _ in images} & set(found)):
-                found[label].append(
-                    encoder.features(bare([image for one, image in images if one == label], hair)).mean(0)
-                )
+                found[label].append(encoder.features([image for one, image in images if one == label]).mean(0))
     notes = [f"{counted(unread, 'own patient')} with pictures that cannot be read: left out"] if unread else []
     if repeated:
         notes.append(f"{counted(repeated, 'own patient')} showing an exemplar: not counted twice")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from sgps.classifier import Classifier, Prediction
     from sgps.open_encoders import Spec
-    from sgps.record import Hair
 
 THUMBNAIL = 140  # pixels
 NAME_LIMIT = 200  # characters of a disease's name
@@ -53,14 +52,13 @@ class Row:
 
 @dataclass
 class Desk:
-    """models: where classifiers are saved; None: nowhere. device: of synthesis and answers; None is the processor. hair: of new ones."""
+    """models: where classifiers are saved; None: nowhere. device: of synthesis and answers; None is the processor."""
 
     release: Release
     models: Path | None
     false_alarms: float
     device: "torch.device | None" = None
     encoders: "Spec | None" = None
-    hair: "Hair" = "keep"
     made: Made | None = None
     rows: list[Row] = field(default_factory=list)
     saved: Path | None = None
@@ -81,9 +79,7 @@ class Desk:
         start = time.monotonic()
         images = [decode_picture(u.data, u.name) for u in uploads]
         asked = making.Asked({disease: images}, {disease: text} if text else {})
-        classifier, notes = making.make(
-            asked, self.release, None, False, self.false_alarms, self.encoders, self.device, self.hair
-        )
+        classifier, notes = making.make(asked, self.release, None, False, self.false_alarms, self.encoders, self.device)
         if self.device is not None:
             classifier = replace(classifier, device=self.device)
         seconds = time.monotonic() - start

@@ -72,7 +72,6 @@ def card(r: Record) -> str:
             f"Input: the middle square of the picture, resized to {r.size} x {r.size} (bicubic, antialiased), (x - mean) / std with mean"
             f" {list(r.mean)} and std {list(r.std)}, x in 0..1."
         ),
-        *_hair(r),
         f"Logits l are averaged over the {r.views} flips and quarter turns. Outputs: {', '.join(r.labels)}.",
         f"Score of output c: `{c.formula}`.",
         (
@@ -103,17 +102,6 @@ def _disease(label: str, known: str | None, exemplars: int, own: int, worth: flo
         parts.append(f"{own} of the site's own patients")
     parts.append(f"class memory worth {worth:.1f} patients" if worth else "no row of the class memory")
     return f"* {label} ({f'catalogue: {known}' if known else 'not in the catalogue'}): {', '.join(parts)}."
-
-
-def _hair(r: Record) -> list[str]:
-    if r.hair == "keep":
-        return []
-    text = (
-        "**Before all this hair is taken off the picture (`sgps.hair.without`), which only this software does**: for a hairy picture the network"
-        " alone gives other answers. What that is worth was measured on hair that a program drew; fine lines of a lesion that look like hair go"
-        " with it."
-    )
-    return [text]
 
 
 def _kinds(r: Record) -> list[str]:

@@ -30,7 +30,6 @@ from sgps.card import card
 from sgps.device import CPU, exact
 from sgps.errors import InputError, SignatureError
 from sgps.files import new_folder, read_limited, sha256_file, write_atomic
-from sgps.hair import bare
 from sgps.images import batch, views
 from sgps.record import Record
 from sgps.settings import problems
@@ -106,11 +105,11 @@ class Classifier:
     def looked_at(
         self, images: Sequence[Image], view_count: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits [n, N] and features [n, f], float32, averaged over views; of pictures without hair, where it was made so."""
+        """Logits [n, N] and features [n, f], float32, averaged over views."""
         r, net = self.record, self.network
         count, logits, features = view_count or r.views, [], []
         for start in range(0, len(images), _BATCH):
-            x = batch(bare(images[start : start + _BATCH], r.hair), r.size, r.mean, r.std).to(self.device)
+            x = batch(images[start : start + _BATCH], r.size, r.mean, r.std).to(self.device)
             turned = views(x, count).flatten(0, 1).contiguous(memory_format=torch.channels_last)
             with exact(self.device):
                 out, f = look(net, turned)

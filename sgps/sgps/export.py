@@ -100,9 +100,6 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
         "size": r.size,
         "mean": list(r.mean),
         "std": list(r.std),
-        "hair": "removed from every picture before the crop, which this file does not do: sgps.hair.without"
-        if r.hair == "remove"
-        else "kept",
         "crop": "middle square",
         "resize": "bicubic, antialiased, clipped to 0..1",
         "input": "RGB, (x - mean) / std, x in 0..1, NCHW",

@@ -1,6 +1,6 @@
 """Everything about a classifier but its weights: kept beside them, for the program that uses it and the person who judges it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -8,8 +8,6 @@ from sgps.calibration import Calibration
 from sgps.foreign import Foreign
 from sgps.plan import Hex
 from sgps.settings import Settings
-
-Hair = Literal["keep", "remove"]
 
 
 class Disease(Settings):
@@ -47,10 +45,7 @@ class Origin(Settings):
 
 
 class Record(Settings):
-    """calibration.json: everything about a classifier but its weights. format: 1 knows no `foreign`, and is read as before.
-
-    hair: whether `sgps.hair` takes it off every picture first, the exemplars as well as those that are asked about.
-    """
+    """calibration.json: everything about a classifier but its weights. format: 1 knows no `foreign`, and is read as before."""
 
     format: Annotated[int, Field(ge=1, le=2)] = 2
     architecture: str
@@ -58,7 +53,6 @@ class Record(Settings):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     views: Annotated[int, Field(ge=1, le=8)]
-    hair: Hair = "keep"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     ids: tuple[str | None, ...]  # catalogue or bank id of each label, where there is one
     calibration: Calibration

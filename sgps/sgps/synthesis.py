@@ -30,10 +30,9 @@ from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError, SignatureError
 from sgps.foreign import classes as foreign_classes
 from sgps.generator import PARTS, ClassInputs, Generator, linear_head, spread_of
-from sgps.hair import bare
 from sgps.memory import Memory
 from sgps.open_encoders import Spec
-from sgps.record import Hair, Origin, Record
+from sgps.record import Origin, Record
 from sgps.rehearsal import Judged, calibrate
 from sgps.release import BANK, CATALOGUE, GENERATOR, Release, encoder_sha256
 from sgps.rivals import choose, domain_of, same_disease, unit
@@ -41,7 +40,6 @@ from sgps.rivals import choose, domain_of, same_disease, unit
 Array = NDArray[Any]
 RIVALS, FALSE_ALARMS = 5, 0.10
 SCALE = "head.scale"
-BARE = "hair is taken off the exemplars, and off every picture that this classifier is asked about: for pictures of skin only"
 
 
 def synthesize(
@@ -55,7 +53,6 @@ def synthesize(
     rivals: int = RIVALS,
     encoders: Spec | None = None,
     device: torch.device = CPU,
-    hair: Hair = "keep",
 ) -> Classifier:
     """Exemplars of one or several diseases -> classifier.
 
@@ -64,15 +61,13 @@ def synthesize(
     [patients, f] of the site's own patients by the same keys; each counts like an exemplar. memory: another class memory than the
     release's (`Memory.without`). false_alarms: the stated level of the conformal threshold. encoders: folder of the text encoder, for a
     release that does not read texts with the installed one. device: where it is computed; the classifier's weights come back from it.
-    hair: whether it is taken off the exemplars, and off every picture that the classifier is asked about; features of own patients come
-    as they are.
 
     The order of the keys orders the outputs and changes nothing else. Raises InputError for missing pictures or texts, a text or own
     patients of no disease, or a level that the bank cannot support; SignatureError for a release or an encoder that does not fit;
     ConfigError when the release needs an encoder's folder.
     """
     loaded = _loaded(release.folder, release.sha256, encoders, device)
-    return loaded.synthesize(exemplars, texts, own or {}, memory, false_alarms, rivals, hair)
+    return loaded.synthesize(exemplars, texts, own or {}, memory, false_alarms, rivals)
 
 
 @lru_cache(maxsize=2)
@@ -202,11 +197,9 @@ class Synthesizer:
         memory: Memory | None,
         false_alarms: float,
         rivals: int,
-        hair: Hair = "keep",
     ) -> Classifier:
         """See the module's function."""
         start = time.perf_counter()
-        exemplars = {key: bare(images, hair) for key, images in exemplars.items()}
         c = self.compose(exemplars, texts, own=own, memory=memory, rivals=rivals)
         calibration, foreign, rehearsed = calibrate(self.judged(c, rivals), false_alarms)
         order = [next(i for i, d in enumerate(c.asked) if d.key == key) for key in exemplars]
@@ -236,7 +229,6 @@ class Synthesizer:
             mean=a.mean,
             std=a.std,
             views=a.views,
-            hair=hair,
             labels=self._labels([*exemplars], c.beside),
             ids=tuple([diseases[k].id for k in exemplars] + [self.bank.classes[i].id for i in c.beside]),
             calibration=calibration,
@@ -244,7 +236,6 @@ class Synthesizer:
             origin=origin,
             notes=(
                 *c.notes,
-                *([BARE] if hair == "remove" else []),
                 *(line for d in c.asked for line in remarks(d, self.catalogue, self.text)),
             ),
         )

@@ -295,16 +295,6 @@ def test_several_diseases(run: Any, exemplar: Path, tmp_path: Path, release: Rel
     assert ran.facts["labels"] == ["df", "rash"] and [d["exemplars"] for d in ran.facts["diseases"]] == [2, 1]
 
 
-def test_hair_is_kept_unless_it_is_to_be_removed(run: Any, exemplar: Path, release: Release) -> None:
-    one = ("synthesize", "--exemplar", exemplar, "--disease", "df", *pinned(release), "--json")
-    for words, hair in (((), "keep"), (("--hair", "remove"), "remove")):
-        ran = run(*one, *words, "--out", f"m-{hair}")
-        assert ran.code == 0 and ran.facts["hair"] == hair, ran
-        assert Classifier.load(Path(f"m-{hair}")).record.hair == hair
-        assert any("hair is taken off" in note for note in ran.facts["notes"]) == (hair == "remove")
-    assert run(*one, "--hair", "shave", "--out", "n").code == 2 and not Path("n").exists()
-
-
 def test_with_own_patients(run: Any, tmp_path: Path, exemplar: Path, release: Release) -> None:
     """In a site's folder its newest release is taken, and its two patients with df count beside the exemplar."""
     bench = site_bench.make(tmp_path / "north")

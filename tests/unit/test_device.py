@@ -148,7 +148,7 @@ def test_a_page_makes_and_asks_on_its_device(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(making, "make", make)
     desk = Desk(SimpleNamespace(), None, 0.1, elsewhere)  # type: ignore[arg-type]
     desk.make([Upload("a.png", png.getvalue())], "df", "")
-    assert asked[-2:] == [elsewhere, "keep"] and desk.made is not None and desk.made.classifier.device == elsewhere
+    assert asked[-1] == elsewhere and desk.made is not None and desk.made.classifier.device == elsewhere
 
 
 def test_a_sites_settings_name_the_device_and_an_option_overrules_them() -> None:

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
 from site_bench import CLASSES, FEATURES, Bench, K
 
-from sgps import hair
 from sgps.encoders import ImageEncoder
 from sgps.errors import ConfigError, StateError
 from sgps.images import read
@@ -90,14 +88,6 @@ def test_features_are_means_over_the_patients_pictures_of_the_class(bench: Bench
     pictures = [read(bench.folder / "images" / f"p4-{i}.png") for i in range(2)]
     assert own.features["df"][1] == pytest.approx(encoder.features(pictures).mean(0), abs=1e-4)
     assert own.notes == ()
-
-
-def test_hair_is_taken_off_own_patients_as_off_the_exemplars(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hair, "without", lambda image: Image.new("RGB", image.size, "pink"))
-    encoder = ImageEncoder(bench.release)
-    own = own_patients(bench.site, bench.release, encoder, {"df": []}, "remove")
-    pink = encoder.features([Image.new("RGB", read(bench.folder / "images" / "p4-0.png").size, "pink")])
-    assert own.features["df"][1] == pytest.approx(pink[0], abs=1e-4)
 
 
 def test_the_exemplars_patient_counts_once_and_a_damaged_one_not_at_all(bench: Bench) -> None:

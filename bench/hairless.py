@@ -8,7 +8,7 @@ grow together only over neighbouring directions, so that a mesh does not pass fo
 the picture's shorter side is no hair here, nor is light or faint hair, nor a dark hair over a dark lesion.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -117,8 +117,3 @@ def without(image: Image.Image) -> Image.Image:
         return clean
     mask = Image.fromarray(hair).convert("L").resize(image.size, Image.Resampling.NEAREST)
     return Image.composite(clean.resize(image.size, Image.Resampling.BICUBIC), image, mask)
-
-
-def bare(images: Sequence[Image.Image], hair: str) -> Sequence[Image.Image]:
-    """The pictures, without their hair where `hair` is "remove"."""
-    return [without(image) for image in images] if hair == "remove" else images

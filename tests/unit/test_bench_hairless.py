@@ -1,16 +1,11 @@
 """Hair is found and filled, and what only looks a little like it stays."""
 
-import io
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from sgps import hair
-from sgps.hair import found, without
+from bench import hairless
+from bench.hairless import found, without
 
 SKIN, BROWN = (205, 160, 145), (120, 75, 50)
 
@@ -39,7 +34,7 @@ def _line(image, degrees, width=2, colour=(25, 19, 15), reach=0.45, middle=(0.5,
 @pytest.fixture
 def little(monkeypatch):
     """Even a little hair is removed."""
-    monkeypatch.setattr(hair, "LEAST", 0.001)
+    monkeypatch.setattr(hairless, "LEAST", 0.001)
 
 
 @pytest.mark.parametrize("degrees", range(0, 180, 12))
@@ -125,9 +120,9 @@ def test_vessels_are_no_hair():
 
 def test_too_little_hair_is_left_where_it_is(monkeypatch):
     hairy, _ = _line(_skin(), 40, width=2, reach=0.2)
-    monkeypatch.setattr(hair, "LEAST", 0.001)
+    monkeypatch.setattr(hairless, "LEAST", 0.001)
     assert without(hairy) is not hairy
-    monkeypatch.setattr(hair, "LEAST", 0.02)
+    monkeypatch.setattr(hairless, "LEAST", 0.02)
     assert without(hairy) is hairy
 
 
@@ -149,63 +144,3 @@ def test_a_picture_all_over_hair_stays_a_picture():
 def test_grey_pictures_are_taken_too():
     hairy, _ = _line(_skin(), 10)
     assert without(hairy.convert("L")).mode == "RGB"
-
-
-def test_no_torch_is_imported():
-    code = "import sys, sgps.hair; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], check=False, env={"PYTHONPATH": ":".join(sys.path)}).returncode
-        == 0
-    )
-
-
-# --- a classifier that was made with it ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hairy():
-    """A picture of 128 x 128 with four hairs over it."""
-    image = _skin((128, 128))
-    for degrees in (15, 50, 100, 160):
-        image, _ = _line(image, degrees)
-    assert without(image) is not image
-    return image
-
-
-def test_a_classifier_is_made_and_asked_without_hair(small_release, hairy, tmp_path):
-    from sgps.classifier import CALIBRATION, CARD, Classifier
-    from sgps.export import metadata
-    from sgps.record import Record
-    from sgps.synthesis import BARE, synthesize
-
-    release, said, bare = small_release(), {"a": "A brown lesion."}, without(hairy)
-    made = synthesize({"a": [hairy]}, said, release, hair="remove")
-    kept = synthesize({"a": [bare]}, said, release)
-    assert all((made.state[n] == t).all() for n, t in kept.state.items())
-    made.save(tmp_path / "made")
-    kept.save(tmp_path / "kept")
-    again, other = (Classifier.load(tmp_path / name) for name in ("made", "kept"))
-    assert (again.record.hair, other.record.hair) == ("remove", "keep")
-    assert (again.logits([hairy]) == again.logits([bare])).all() and (
-        again.logits([hairy]) == other.logits([bare])
-    ).all()
-    assert (other.logits([hairy]) != other.logits([bare])).any()
-    assert BARE in again.notes and BARE not in other.notes
-    cards = [(tmp_path / name / CARD).read_text() for name in ("made", "kept")]
-    assert ["hair is taken off the picture" in text for text in cards] == [True, False]
-    assert [metadata(c)["hair"].split()[0] for c in (again, other)] == ["removed", "kept"]
-    older = json.loads((tmp_path / "kept" / CALIBRATION).read_text())
-    del older["hair"]
-    assert Record.model_validate_json(json.dumps(older)).hair == "keep"
-
-
-def test_the_desk_makes_classifiers_as_it_was_told(small_release, hairy):
-    from sgps_client.serve_desk import Desk
-    from sgps_client.serve_form import Upload
-
-    data = io.BytesIO()
-    hairy.save(data, "PNG")
-    for chosen in ("keep", "remove"):
-        desk = Desk(small_release(), None, 0.1, hair=chosen)
-        desk.make([Upload("a.png", data.getvalue())], "something", "A brown lesion.")
-        assert desk.made.classifier.record.hair == chosen
