@@ -116,7 +116,8 @@ def test_the_game_refutes_a_step_that_counts_a_patient_twice(tmp_path: Path, rel
 
     folder = SiteFolder(tmp_path, release, 3, [8.0])
     step, others = folder.step(8.0), [r for r in folder.records if r is not None]
-    honest, doubled = (game(step.planted(r), others, 150, "epsilon 8") for r in (PrivateRound, Twice))
+    honest = game(step.planted(PrivateRound), others, 150, "epsilon 8")
+    doubled = game(step.planted(Twice), others, 250, "epsilon 8")  # with 150 the fault escapes once in 80 runs
     assert all(b.holds for b in honest) and honest[0].lower > 0.2 * honest[0].claimed
     assert not doubled[0].holds
 

@@ -7,6 +7,7 @@ import torch
 from sgps.bank import Bank
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError, SignatureError
+from sgps.generator import SPREAD_LEAST
 from sgps.memory import Memory
 from sgps.rehearsal import without_itself
 from sgps.rivals import choose, domain_of, same_disease, unit
@@ -52,12 +53,12 @@ def test_zero_parts_give_the_base_and_centred_cosine_prototypes(small_release, a
 def test_exemplars_and_own_patients_of_several_diseases_say_what_counts_less(small_release, abc):
     release = small_release()
     encoder, centre = ImageEncoder(release), release.memory().coordinates.mean
-    own = {"b": (centre + np.random.default_rng(0).normal(0, 0.1, (4, len(centre)))).astype(np.float32)}  # far apart
-    seen = [encoder.features(images) for images in abc.values()]
-    seen[1] = np.concatenate([seen[1], own["b"]])
-    directions = [unit(x - centre) for x in seen]
-    differ = np.concatenate([d - d.mean(0) for d in directions])
-    assert len(differ) == 2 + 5 + 3
+    far = (centre + np.random.default_rng(0).normal(0, 0.1, (15, len(centre)))).astype(np.float32)
+    own = {"b": far[:9], "c": far[9:]}
+    seen = [np.concatenate([encoder.features(images), *([own[k]] if k in own else [])]) for k, images in abc.items()]
+    assert [len(x) for x in seen] == [2, SPREAD_LEAST, SPREAD_LEAST - 1]
+    directions = unit(seen[1] - centre)
+    differ = directions - directions.mean(0)
     metric = np.linalg.inv(np.eye(len(centre)) + differ.T @ differ)
     z = np.stack([x.mean(0) for x in seen]) - centre
     scale = float(release.tensors("generator.safetensors", "head.scale")[""].item())
