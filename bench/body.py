@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from threadpoolctl import threadpool_limits
 
 from bench import body_fit, body_tasks
 from bench.body_fit import (
@@ -42,7 +41,8 @@ from bench.body_fit import (
 from bench.body_report import report
 from bench.body_tasks import Kind, Task, drawn_kind, drawn_task, frames, plain, skin_kinds
 from bench.pictures import read_pictures
-from sgps.errors import InputError, SgpsError
+from bench.program import finish
+from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.generator import Generator
 from sgps.pretrain.networks import load_state
@@ -354,15 +354,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--meta-test", default="", help="classes for one final run with nothing left to choose")
     p.add_argument("--seed", type=int, default=0)
     a = p.parse_args(argv)
-    try:
-        with threadpool_limits(1):
-            torch.set_num_threads(1)
-            run(a.out, a.data, a.body, [c for c in a.meta_test.split(",") if c], seed=a.seed)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+    torch.set_num_threads(1)
+    test = [c for c in a.meta_test.split(",") if c]
+    return finish(lambda: run(a.out, a.data, a.body, test, seed=a.seed), a.out / "results.md")
 
 
 if __name__ == "__main__":

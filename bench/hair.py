@@ -18,17 +18,16 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from threadpoolctl import threadpool_limits
 
 from bench.features import Array, base_features
 from bench.figures import percent, table
 from bench.hairless import found, without
 from bench.networks import PATIENTS, SETTINGS, SKIN, Judge, judges
 from bench.pictures import Pictures, read_pictures
+from bench.program import finish
 from bench.shifts import SHIFTS, Shift
 from sgps.draw import draw_profile, write_folder
 from sgps.episodes import Episodes, cosine, interval, paired_difference, sample_episodes, unit
-from sgps.errors import SgpsError
 from sgps.files import write_atomic
 from sgps.pretrain.recipe import read_recipe
 from sgps.shipped import shipped_release
@@ -260,14 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--seed", type=int, default=11)
     p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
     a = p.parse_args(argv)
-    try:
-        with threadpool_limits(1):
-            run(a.data, a.out, [c for c in a.meta_test.split(",") if c], a.seed)
-    except SgpsError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    print((a.out / "results.md").read_text())
-    return 0
+    test = [c for c in a.meta_test.split(",") if c]
+    return finish(lambda: run(a.data, a.out, test, a.seed), a.out / "results.md")
 
 
 if __name__ == "__main__":
