@@ -150,7 +150,7 @@ def predict(
         "bad": list(answers.bad),
     }
     summary = ", ".join(f"{n} accepted as {name}" for name, n in accepted.items())
-    refused = f"{none} none of these" + (f", {other} of another kind of picture" if other else "")
+    refused = f"{none} none of these" + (f" ({other} of them of another kind of picture)" if other else "")
     _say(as_json, facts, f"{out}: {counted(len(found), 'picture')}, {summary}, {refused}")
     _name_bad(as_json, answers.bad)
 
