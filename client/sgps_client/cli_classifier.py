@@ -21,6 +21,32 @@ Device = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+# What synthesize and serve share.
+ReleaseFolder = Annotated[
+    Path | None, typer.Option(help="Release; default: the site's newest, else the shipped one.", metavar="DIR")
+]
+Key = Annotated[Path | None, typer.Option(help="Pinned key of --release; default: the site's.", metavar="FILE")]
+Sha256 = Annotated[str | None, typer.Option(help="Or the pinned SHA-256 of its release.yaml.", metavar="HEX")]
+SiteSettings = Annotated[
+    Path | None, typer.Option(help="The site's settings; default: site.yaml where there is one.", metavar="FILE")
+]
+FalseAlarms = Annotated[float, typer.Option(min=0.001, max=0.5, help="Level of false alarms to aim at.")]
+EncodersFolder = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of the release's text encoder, where it is not the installed one; default: the site's.",
+        metavar="KIND:DIR",
+        show_default=False,
+    ),
+]
+SiteDevice = Annotated[
+    str | None,
+    typer.Option(
+        help="Where it is computed; default: the site's, else auto: CUDA where it is present.",
+        metavar="auto|cpu|cuda",
+        show_default=False,
+    ),
+]
 
 
 def synthesize(
@@ -48,38 +74,16 @@ def synthesize(
             "--class", help="Several diseases: repeat NAME=IMG,IMG,...", metavar="NAME=IMG,...", show_default=False
         ),
     ] = None,
-    release: Annotated[
-        Path | None, typer.Option(help="Release; default: the site's newest, else the shipped one.", metavar="DIR")
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(help="Pinned key of --release; default: the site's.", metavar="FILE")
-    ] = None,
-    sha256: Annotated[
-        str | None, typer.Option(help="Or the pinned SHA-256 of its release.yaml.", metavar="HEX")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="The site's settings; default: site.yaml where there is one.", metavar="FILE")
-    ] = None,
+    release: ReleaseFolder = None,
+    key: Key = None,
+    sha256: Sha256 = None,
+    config: SiteSettings = None,
     with_own_patients: Annotated[
         bool, typer.Option("--with-own-patients", help="Count the site's own patients exactly; needs site.yaml.")
     ] = False,
-    false_alarms: Annotated[float, typer.Option(min=0.001, max=0.5, help="Level of false alarms to aim at.")] = 0.10,
-    encoders: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of the release's text encoder, where it is not the installed one; default: the site's.",
-            metavar="KIND:DIR",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where it is computed; default: the site's, else auto: CUDA where it is present.",
-            metavar="auto|cpu|cuda",
-            show_default=False,
-        ),
-    ] = None,
+    false_alarms: FalseAlarms = 0.10,
+    encoders: EncodersFolder = None,
+    device: SiteDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a complete classifier from one exemplar and a clinical text, or from several diseases, without training."""

@@ -6,6 +6,17 @@ from typing import Annotated
 
 import typer
 
+from sgps_client.cli_classifier import (
+    AsJson,
+    EncodersFolder,
+    FalseAlarms,
+    Key,
+    ReleaseFolder,
+    Sha256,
+    SiteDevice,
+    SiteSettings,
+)
+
 
 def serve(
     models: Annotated[
@@ -13,36 +24,14 @@ def serve(
         typer.Option(help="Folder below which classifiers are saved; without it none can be.", metavar="DIR"),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
-    release: Annotated[
-        Path | None, typer.Option(help="Release; default: the site's newest, else the shipped one.", metavar="DIR")
-    ] = None,
-    key: Annotated[
-        Path | None, typer.Option(help="Pinned key of --release; default: the site's.", metavar="FILE")
-    ] = None,
-    sha256: Annotated[
-        str | None, typer.Option(help="Or the pinned SHA-256 of its release.yaml.", metavar="HEX")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="The site's settings; default: site.yaml where there is one.", metavar="FILE")
-    ] = None,
-    false_alarms: Annotated[float, typer.Option(min=0.001, max=0.5, help="Level of false alarms to aim at.")] = 0.10,
-    encoders: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder of the release's text encoder, where it is not the installed one; default: the site's.",
-            metavar="KIND:DIR",
-            show_default=False,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where it is computed; default: the site's, else auto: CUDA where it is present.",
-            metavar="auto|cpu|cuda",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    release: ReleaseFolder = None,
+    key: Key = None,
+    sha256: Sha256 = None,
+    config: SiteSettings = None,
+    false_alarms: FalseAlarms = 0.10,
+    encoders: EncodersFolder = None,
+    device: SiteDevice = None,
+    as_json: AsJson = False,
 ) -> None:
     """A page in this machine's browser: make a classifier from one picture and ask it. Ctrl-C stops; nothing else can connect."""
     from sgps_client import offline
