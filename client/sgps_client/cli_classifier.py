@@ -200,9 +200,9 @@ def evaluate(
     from sgps_client import evaluation_report, model_evaluation
     from sgps_client.data import open_source, read_labelled
     from sgps_client.data.table import counted
-    from sgps_client.making import pair
+    from sgps_client.making import pairs
 
-    given = dict(pair(one, "--class", "LABEL=NAME") for one in class_ or [])
+    given = pairs(class_ or [], "--class", "LABEL=NAME")
     source = open_source(data)
     labelled = read_labelled(
         source, table, unit_column=unit_column, image_column=image_column, label_column=label_column

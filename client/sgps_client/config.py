@@ -3,12 +3,13 @@
 Paths are relative to the folder of site.yaml.
 """
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sgps.errors import SgpsError, SignatureError
 from sgps.files import read_limited
@@ -123,6 +124,12 @@ class SiteConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     classes: dict[str, ClassId] = {}
     cohorts: tuple[Cohort, ...] = ()
+
+    @field_validator("classes")
+    @classmethod
+    def _composed(cls, classes: dict[str, str]) -> dict[str, str]:
+        """As labels are read (`data.table.composed`)."""
+        return {unicodedata.normalize("NFC", label): entry for label, entry in classes.items()}
 
     @model_validator(mode="after")
     def _complete(self) -> "SiteConfig":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgps.catalogue import Catalogue
 from sgps.errors import ConfigError, InputError
-from sgps.files import read_limited
+from sgps.files import read_limited, torn
 from sgps.images import BYTES_LIMIT
 from sgps.release import CATALOGUE, Release
 from sgps.signing import load_public
@@ -61,7 +61,7 @@ def asked(exemplars: Sequence[Path], disease: str | None, texts: Sequence[str], 
     for one in classes:
         name, paths = pair(one, "--class", "NAME=IMG,...")
         pictures.setdefault(name, []).extend(Path(p) for p in paths.split(",") if p)
-    given = dict(pair(one, "--text", "NAME=TEXT") for one in texts)
+    given = pairs(texts, "--text", "NAME=TEXT")
     if stray := sorted(set(given) - set(pictures)):
         raise InputError(f"{stray[0]!r} is no --class", where="--text", do=f"use one of {', '.join(pictures)}")
     return Asked({name: [_picture(p) for p in paths] for name, paths in pictures.items()}, given)
@@ -75,6 +75,16 @@ def pair(text: str, option: str, form: str) -> tuple[str, str]:
     return left.strip(), right.strip()
 
 
+def pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """All `LEFT=RIGHT` of an option. Raises InputError for a LEFT that is given twice."""
+    found: dict[str, str] = {}
+    for left, right in (pair(one, option, form) for one in texts):
+        if left in found:
+            raise InputError(f"{left!r} is given twice", where=option, do="keep one")
+        found[left] = right
+    return found
+
+
 def _picture(path: Path) -> "Image":
     return decode_picture(read_limited(path, BYTES_LIMIT), path)
 
@@ -86,8 +96,8 @@ def check_target(out: Path) -> None:
     """
     if out.exists() or out.is_symlink():
         raise InputError("exists already", where=out, do="choose another name or remove it")
-    for torn in out.parent.glob(f".{out.name}.*.tmp"):
-        shutil.rmtree(torn, ignore_errors=True)
+    for folder in torn(out):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def site_of(config: Path | None) -> Site | None:

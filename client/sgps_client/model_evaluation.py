@@ -14,7 +14,7 @@ from sgps.catalogue import Catalogue, normal
 from sgps.errors import InputError
 from sgps_client.data import Labelled, Picture, Source, read_picture
 from sgps_client.data.labelled import FILE_NAME
-from sgps_client.data.table import counted
+from sgps_client.data.table import composed, counted
 from sgps_client.evaluation import Choice, Detection, Figure, Result, choice, detection, outside_accepted
 from sgps_client.prediction import Item, Progress, answer
 
@@ -74,8 +74,10 @@ def evaluate(
     Of one disease every other label is a negative. Of several diseases the pictures of other labels measure how often something
     foreign is accepted. Raises InputError when labels do not fit or a group is empty.
     """
+    if not labelled.pictures:
+        raise InputError("no picture is left", where=source.path, do="; ".join(labelled.problems) or "check the path")
     counts = Counter(p.label for p in labelled.pictures)
-    names = matched(classifier, sorted(counts), given)
+    names = matched(classifier, sorted(counts), {composed(label): name for label, name in given.items()})
     items = [Item(p.name, partial(read_picture, source, p.name)) for p in labelled.pictures]
     answers = answer(classifier, items, progress=progress)
     places = sorted(answers.predictions)

@@ -12,7 +12,7 @@ from sgps.errors import InputError
 from sgps.files import read_limited, write_atomic
 from sgps.images import BYTES_LIMIT
 from sgps_client.data.pictures import decode_picture, picture_names, read_picture
-from sgps_client.data.sources import open_source
+from sgps_client.data.sources import escaped, open_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,4 +133,4 @@ def write_csv(path: Path, classifier: "Classifier", items: Sequence[Item], answe
         numbers = [f"{p.scores[n]:.6g}" for n in classifier.labels]
         yes = [str(flag).lower() for flag in (p.accepted, p.none_of_these, p.other_kind)]
         table.writerow([item.name, p.label, f"{p.probability:.6g}", *yes, f"{p.p:.6g}", f"{p.score:.6g}", *numbers, ""])
-    write_atomic(path, out.getvalue().encode(), mode=0o600)
+    write_atomic(path, escaped(out.getvalue()).encode(), mode=0o600)

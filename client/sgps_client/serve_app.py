@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from sgps.card import card
+from sgps.command import of_disk
 from sgps.errors import RefusedError, SgpsError
 from sgps_client.making import UNKNOWN
 from sgps_client.serve_desk import Desk
@@ -56,7 +57,7 @@ def create(desk: Desk, door: Door, tell: Tell) -> FastAPI:
             response = plain(str(error), FORBIDDEN)
         except Exception as error:  # noqa: BLE001  its message may name a picture: it stays here
             tell(f"{type(error).__name__} {_place(error)}")
-            response = plain("a fault of the program: the place is on the terminal; nothing was kept", FAULT)
+            response = plain("a fault of the program: the place is on the terminal", FAULT)
         response.headers.update({**HEADERS, "Content-Security-Policy": POLICY})
         return response
 
@@ -73,6 +74,8 @@ def create(desk: Desk, door: Door, tell: Tell) -> FastAPI:
             return page(LARGE, str(error))
         except SgpsError as error:
             return page(BAD, str(error), form)
+        except OSError as error:  # a full disk, a share that is away; what lies on the desk stays there
+            return page(BAD, " - ".join(filter(None, of_disk(error))), form)
         except ClientDisconnect:
             return plain("the browser went away", BAD)
         return RedirectResponse(here + anchor, SEE_OTHER)

@@ -1,6 +1,7 @@
 """How every command line ends: one line on standard error and a documented exit code, whatever went wrong."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ _DO = {
     errno.EACCES: "give this user the right to it, or choose another place",
     errno.EPERM: "give this user the right to it, or choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EADDRINUSE: "choose another port",
 }
 
 
@@ -41,6 +43,10 @@ def run(
 
     click.Context.formatter_class = Formatter
     as_json = "--json" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # an old terminal without a letter, a file name that is no text
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service manager stops a command as Ctrl-C does
     try:
         code = app(prog_name=program, standalone_mode=False)

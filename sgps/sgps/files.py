@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -80,6 +81,12 @@ def new_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def torn(path: Path) -> list[Path]:
+    """What a killed `new_folder` of this very path left beside it; that of `path.v2` has another name."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")  # as tempfile makes them
+    return [p for p in path.parent.iterdir() if name.fullmatch(p.name)] if path.parent.is_dir() else []
 
 
 def read_limited(path: Path, limit: int) -> bytes:

@@ -220,6 +220,17 @@ def test_no_folder_outside_the_models(page: Page, name: str) -> None:
     assert sorted(page.models.parent.rglob("*")) == before
 
 
+def test_a_disk_that_cannot_hold_it_is_told_and_nothing_is_lost(page: Page) -> None:
+    page.make()
+    aside = page.models.rename(page.models.with_name("aside"))
+    page.models.write_bytes(b"")  # no folder any more
+    answer = page.post("save", name="kept")
+    assert answer.status_code == 400 and str(page.models) in answer.text and "fault of the program" not in answer.text
+    page.models.unlink()
+    aside.rename(page.models)
+    assert "Saved in" in page.post("save", name="kept").text
+
+
 def test_huge_uploads_are_refused_unread(page: Page) -> None:
     path = urlsplit(page.room).path + "ask"
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nCookie: {page.cookie()}\r\nContent-Type: {FORM}\r\n"

@@ -26,7 +26,7 @@ import site_bench
 from sgps.classifier import Classifier
 from sgps.draw import draw_patient, draw_profile
 from sgps.release import FILES, Release, write
-from sgps_client import cli
+from sgps_client import cli, making
 
 TEXT = "A firm, symmetric nodule with a central white patch and a delicate peripheral network."
 
@@ -125,6 +125,23 @@ def test_bad_exemplar(run: Any, tmp_path: Path, kind: str, words: str) -> None:
     assert set(tmp_path.iterdir()) == before
 
 
+def test_a_name_given_twice_is_refused(run: Any, exemplar: Path, model: Path, labelled: Path) -> None:
+    """The second value would take the place of the first without a word."""
+    two = ("synthesize", "--class", f"df={exemplar}", "--class", f"nv={exemplar}", "--out", "m")
+    fails(run(*two, "--text", "df=a", "--text", "df=b"), 2, "--text: 'df' is given twice")
+    ran = run("evaluate", "--model", model, "--data", labelled, "--class", "nv=df", "--class", "nv=df")
+    fails(ran, 2, "--class: 'nv' is given twice")
+
+
+def test_only_what_a_killed_run_left_of_this_very_folder_is_removed(tmp_path: Path) -> None:
+    mine, kept = [".m.abcd_123.tmp"], [".m.v2.abcd_123.tmp", ".mm.abcd_123.tmp", ".m.notes.tmp"]
+    for name in (*mine, *kept):
+        (tmp_path / name).mkdir()
+    making.check_target(tmp_path / "m")
+    making.check_target(tmp_path / "m*")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
+
+
 def test_nothing_is_overwritten(run: Any, exemplar: Path, tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     fails(run("synthesize", "--exemplar", exemplar, "--disease", "df", "--out", "m"), 2, "m: exists already")
@@ -212,6 +229,24 @@ def test_evaluate_refuses_data_that_cannot_answer(run: Any, model: Path, labelle
     shutil.rmtree(labelled / "mel")
     fails_with = run("evaluate", "--model", model, "--data", labelled)
     assert fails_with.code == 2 and "needs pictures of the disease and others" in fails_with.err
+
+
+def test_evaluate_tells_why_no_picture_is_left(run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image_id,patient_id,dx\nelsewhere,p1,df\n")
+    ran = run("evaluate", "--model", model, "--data", labelled, "--table", "t.csv")
+    fails(ran, 2, "data: no picture is left", "picture not found: 1 row (2)")
+    (tmp_path / "none").mkdir()
+    fails(run("evaluate", "--model", model, "--data", "none"), 2, "none: no picture is left")
+
+
+def test_an_evaluation_names_no_file(run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
+    """It is what a person passes on; a picture's name may be a patient's."""
+    shutil.copy(labelled / "df" / "1.png", labelled / "Jane-Doe.png")
+    (labelled / "df" / "Jane-Doe.png").write_bytes(b"no picture")
+    ran = run("evaluate", "--model", model, "--data", labelled)
+    assert ran.code == 2 and "1 picture in no class folder" in ran.out and "Jane-Doe.png" in ran.err
+    for name in ("evaluation.json", "evaluation.md"):
+        assert "Jane-Doe" not in (tmp_path / "evaluation" / name).read_text()
 
 
 def test_synonyms_of_the_catalogue_are_the_class(run: Any, model: Path, labelled: Path) -> None:

@@ -28,6 +28,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert site.log == tmp_path.resolve() / "log" / "client.jsonl"
 
 
+def test_a_label_of_the_settings_is_spelled_as_labels_are_read(tmp_path: Path) -> None:
+    assert Site.load(written(tmp_path, classes={"Na\u0308vus": "nv"})).config.classes == {"N\u00e4vus": "nv"}
+
+
 def test_a_receiving_site_needs_no_budget_cohort_or_slots(tmp_path: Path) -> None:
     assert Site.load(written(tmp_path, role="receive", cohorts=None, slots=None)).config.cohorts == ()
 

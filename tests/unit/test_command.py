@@ -65,6 +65,14 @@ def test_a_wrong_command_line_is_one_line_in_every_program(module: str, argument
     assert done.stderr.startswith(module.removesuffix(".cli").replace("_", "-") + ": ")
 
 
+def test_a_terminal_without_a_letter_is_no_error() -> None:
+    code = "from sgps import command; import typer\napp = typer.Typer()\n@app.command()\ndef f() -> None:\n  typer.echo('\u201cnone\u201d')\ncommand.run('p', app)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**_path(), "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u201cnone\\u201d\n", b"")
+
+
 def test_output_that_nobody_reads_is_no_error() -> None:
     code = "import sys; from sgps import command; import typer\napp = typer.Typer()\n@app.command()\ndef f() -> None:\n  print('x' * 9_000_000)\ncommand.run('p', app)"
     process = subprocess.Popen(

@@ -104,6 +104,14 @@ def test_zip_damaged(tmp_path: Path) -> None:
     refused(tmp_path / "short.zip", "neither a folder nor a zip")
 
 
+def test_name_that_is_no_text(tmp_path: Path) -> None:
+    """Of an old share: it could be written neither into a CSV nor into a report."""
+    (tmp_path / os.fsdecode(b"n\xe4vus.jpg")).write_bytes(b"x")
+    with pytest.raises(InputError, match="not UTF-8") as caught:
+        open_source(tmp_path)
+    assert str(caught.value).isprintable()
+
+
 def test_folder_link_that_leaves(tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(b"x")
     folder = tmp_path / "folder"

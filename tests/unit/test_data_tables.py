@@ -1,9 +1,11 @@
 """Tables and class folders: what fits becomes records, what does not is named with its first rows."""
 
 import io
+import unicodedata
 import zipfile
 from pathlib import Path
 
+import pydicom
 import pytest
 from PIL import Image
 
@@ -133,6 +135,29 @@ def test_same_name_in_two_folders_needs_a_path(tmp_path: Path) -> None:
     problem(tmp_path, table, "several pictures of that name: 1 row (2) - write the path in the table", ["p2"])
 
 
+def test_a_letter_in_two_encodings_is_one_letter(tmp_path: Path) -> None:
+    """macOS writes ä into names of files as two characters, spreadsheets and people write one."""
+    one, two = (unicodedata.normalize(form, "Nävus") for form in ("NFC", "NFD"))
+    folder(tmp_path, f"{two}/{two}.jpg", "mel/b.jpg")
+    records = cohort(tmp_path, unit_column="file name", classes={one: "bkl"})
+    assert not records.problems and records.classes() == {"bkl": 1, "mel": 1}
+    records = cohort(tmp_path, HEAD + f"{one},p1,l1,{two}\nb,p2,l2,mel\n", classes={one: "bkl"})
+    assert not records.problems and records.classes() == {"bkl": 1, "mel": 1}
+    records.images("p1")[0][1]()
+
+
+def test_the_last_number_of_a_dicom_name_is_no_suffix(tmp_path: Path) -> None:
+    path = folder(tmp_path, "x.jpg").parent
+    sample = Path(pydicom.__file__).parent / "data" / "test_files" / "examples_rgb_color.dcm"
+    (path / "pictures" / "1.2.840.7").write_bytes(sample.read_bytes())
+    problem(
+        tmp_path,
+        HEAD + "1.2.840,p1,l1,mel\nx,p2,l2,mel\n",
+        "picture not found: 1 row (2) - add the files or remove the rows",
+        ["p2"],
+    )
+
+
 def test_lesion_as_unit_says_so(six: Path) -> None:
     records = cohort(six, HEAD + "a,p1,l1,mel\nb,p1,l2,mel\n", unit_column="lesion_id")
     assert records.patients == ["l1", "l2"] and records.unit_column == "lesion_id"
@@ -145,6 +170,11 @@ def test_lesion_as_unit_says_so(six: Path) -> None:
 def test_spreadsheet_habits(text: str) -> None:
     (row,) = read_table(text.encode(), "t.csv").rows
     assert (row.number, row.image, row.unit, row.label) == (2, "a", "l1", "mel")
+
+
+def test_a_cell_of_two_lines_is_one_row() -> None:
+    table = read_table(b'image_id,patient_id,dx,note\na,p1,mel,"two\nlines"\nb,p2\n', "t.csv")
+    assert table.rows[0].number == 2 and table.problems == ("not 4 cells: 1 row (3) - correct the rows",)
 
 
 def test_row_numbers_count_lines_and_short_rows_are_named() -> None:
@@ -183,7 +213,7 @@ def test_class_folders_with_loose_and_repeated_names(tmp_path: Path) -> None:
     records = cohort(tmp_path, unit_column="file name")
     assert records.patients == ["2.jpg"]
     assert [line.split(" (first")[0] for line in records.problems] == [
-        "1 picture in no class folder",
+        "1 picture in no class folder - move into one",
         "1 file name in two folders",
     ]
 

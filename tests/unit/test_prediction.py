@@ -109,6 +109,14 @@ def test_csv(pictures: Path, model: Classifier) -> None:
         write_csv(out, model, items, answers)
 
 
+def test_csv_of_a_picture_whose_name_is_no_text(pictures: Path, model: Classifier) -> None:
+    path = pictures / os.fsdecode(b"n\xe4vus.jpg")
+    path.write_bytes(jpeg(0))
+    items = gather([path])
+    write_csv(pictures / "out.csv", model, items, answer(model, items))
+    assert "n\\udce4vus.jpg" in (pictures / "out.csv").read_text(encoding="utf-8")
+
+
 def test_csv_is_whole_or_not_there(pictures: Path, model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     items = gather([pictures / "one.jpg"])
     answers = answer(model, items)

@@ -9,7 +9,7 @@ from sgps.errors import InputError
 from sgps.files import read_limited
 from sgps_client.data.pictures import picture_names
 from sgps_client.data.sources import Source
-from sgps_client.data.table import BYTES_LIMIT, Row, Table, counted, grouped, read_table
+from sgps_client.data.table import BYTES_LIMIT, Row, Table, composed, counted, grouped, read_table
 
 _RENAME = "a picture has one class; rename it if it is another picture"
 FILE_NAME = "file name"  # as unit column: each picture is taken for a patient of its own
@@ -90,17 +90,15 @@ def _on_disk(source: Source, table: Path) -> bytes:
 
 def _folders(names: Sequence[str], strict: bool) -> Labelled:
     paths = [PurePosixPath(name) for name in names]
-    loose = [p.name for p in paths if len(p.parts) < 2]
-    problems = (
-        [f"{counted(len(loose), 'picture')} in no class folder (first: {loose[0]}) - move into one"] if loose else []
-    )
+    loose = sum(len(p.parts) < 2 for p in paths)  # without a name: an evaluation repeats the line
+    problems = [f"{counted(loose, 'picture')} in no class folder - move into one"] if loose else []
     kept = [p for p in paths if len(p.parts) > 1]
     if strict:
         held = Counter(p.name for p in kept)
         kept = [p for p in kept if held[p.name] == 1]
         if twice := sorted(name for name, count in held.items() if count > 1):
             problems.append(f"{counted(len(twice), 'file name')} in two folders (first: {twice[0]}) - {_RENAME}")
-    pictures = sorted(Picture(p.name if strict else p.as_posix(), p.as_posix(), p.parent.name) for p in kept)
+    pictures = sorted(Picture(p.name if strict else p.as_posix(), p.as_posix(), composed(p.parent.name)) for p in kept)
     return Labelled(
         tuple(pictures), FILE_NAME, tuple(problems), ("no patient ids: each picture counts as one patient",)
     )
@@ -115,8 +113,9 @@ def _rows(names: Sequence[str], table: Table) -> Labelled:
 
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        path = PurePosixPath(name)
-        for key in {name, path.name, path.stem}:
+        path = PurePosixPath(composed(name))
+        stem = path.name if path.suffix[1:].isdecimal() else path.stem  # 1.2.840.7 is not 1.2.840
+        for key in {str(path), path.name, stem}:
             by_name[key].append(name)
     found = {r.number: by_name.get(r.image, []) for r in rows}
     problems += grouped(

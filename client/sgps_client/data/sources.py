@@ -47,6 +47,11 @@ def open_source(path: Path) -> Source:
     return _Zip(path)
 
 
+def escaped(name: str) -> str:
+    r"""The name of a file as text: a byte that is not UTF-8 becomes `\udc` and its two hex digits."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _visible(name: str) -> bool:
     return not any(part.startswith(".") or part in _NOISE for part in name.split("/"))
 
@@ -66,7 +71,11 @@ class _Folder(Source):
                 raise InputError(
                     f"holds more than {FILES_LIMIT:,} files", where=path, do="check that this is the right folder"
                 )
-        super().__init__(path, [name for name in names if _visible(name) and (path / name).is_file()])
+        names = [name for name in names if _visible(name) and (path / name).is_file()]
+        for name in names:  # what is written of it, a CSV or a ledger, is UTF-8
+            if (shown := escaped(name)) != name:
+                raise InputError("has a name that is not UTF-8", where=path / shown, do="rename it")
+        super().__init__(path, names)
 
     def read(self, name: str, limit: int = BYTES_LIMIT) -> bytes:
         return read_limited(self.path / name, limit)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,6 +38,11 @@ class Table:
     notes: tuple[str, ...]
 
 
+def composed(text: str) -> str:
+    """One spelling of letters with marks (Unicode NFC): in names of files macOS writes ä as two characters."""
+    return unicodedata.normalize("NFC", text)
+
+
 def grouped(what: str, numbers: Iterable[int], do: str) -> list[str]:
     """One line for all rows with the same fault, with the first row numbers; none when there are none."""
     rows = sorted(numbers)
@@ -64,7 +70,7 @@ def read_table(
     Raises InputError when it is not such a table or lacks a column; faults of single rows are `problems`.
     """
     try:
-        text = data.decode("utf-8-sig")
+        text = composed(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError("is not UTF-8 text", where=where, do="save it as CSV UTF-8") from error
     first = text.split("\n", 1)[0]
@@ -72,10 +78,10 @@ def read_table(
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = [cell.strip() for cell in next(lines, [])]
-        cells = [(lines.line_num, [cell.strip() for cell in line]) for line in lines if any(line)]
+        cells = [(number, [cell.strip() for cell in line]) for number, line in enumerate(lines, 2) if any(line)]
     except csv.Error as error:
         raise InputError(
-            f"is not a CSV table: {error}", where=f"{where} row {lines.line_num}", do="save it as CSV UTF-8 again"
+            f"is not a CSV table: {error}", where=f"{where} line {lines.line_num}", do="save it as CSV UTF-8 again"
         ) from error
     if not any(header):
         raise InputError("is empty", where=where, do="give a table with one line for each picture")
@@ -101,6 +107,7 @@ def read_table(
 
 def _column(header: list[str], wanted: str | None, known: tuple[str, ...], role: str, where: object) -> str:
     if wanted is not None:
+        wanted = composed(wanted)
         if wanted not in header:
             raise InputError(
                 f"has no column {wanted!r}", where=where, do=f"{role}_column: one of {', '.join(header)[:200]}"
