@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,18 +45,6 @@ def test_help_needs_nothing_heavy() -> None:
     code = "import sgps_client.cli; print(json.dumps([m for m in sys.modules if m.partition('.')[0] in sys.argv[1:]]))"
     done = client(*HEAVY, code=f"import json\n{code}")
     assert json.loads(done.stdout) == []
-
-
-def test_help_is_quick() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        assert client("--help").returncode == 0
-        return time.perf_counter() - start
-
-    bare = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import typer"], check=True)
-    bare = time.perf_counter() - bare
-    assert min(seconds() for _ in range(3)) < max(0.3, 2 * bare)  # the second: a machine that is busy with other things
 
 
 @pytest.mark.parametrize(

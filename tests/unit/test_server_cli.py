@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -130,7 +129,7 @@ def test_version() -> None:
     assert fed.server("--version").stdout.startswith("sgps-server 0.")
 
 
-def test_help_is_quick_and_loads_nothing_heavy() -> None:
+def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys, sgps_server.cli; heavy = {'numpy', 'flwr', 'pydantic', 'cryptography', 'torch', 'scipy'} & set(sys.modules);"
         "sys.exit(f'loaded {heavy}' if heavy else 0)"
@@ -139,12 +138,6 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], env=fed.environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    best = 9.0
-    for _ in range(5):
-        began = time.process_time_ns(), time.monotonic()
-        fed.server("--help")
-        best = min(best, time.monotonic() - began[1])
-    assert best < 1.0  # 0.15 s on a quiet machine; the bound is for a busy one
 
 
 def test_help_shows_defaults_as_they_are_written() -> None:

@@ -182,11 +182,11 @@ def test_a_statement_that_would_keep_the_accountant_busy_is_refused_at_once(more
     arrays, fields = good()
     found = facts(events=[[2.0, 0.5, 4], [1.391, 1.0, 1], *more], most_numbers=865)
     fields.update(sign(found))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(Rejected) as caught:
         check("north", public_pem(KEY.public_key()), PLAN, SHAPES, arrays, fields, 1000, issued=(SAMPLED,))
     assert caught.value.code == "statement_facts"
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5  # processor-seconds, where it took minutes
 
 
 def test_the_statements_of_many_sites_and_rounds_fit_into_a_release() -> None:
