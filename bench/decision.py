@@ -22,9 +22,10 @@ from sgps.calibration import fit_temperature
 from sgps.draw import clinical_text, draw_profile
 from sgps.episodes import auroc, sample_episodes
 from sgps.errors import InputError
+from sgps.generator import KNOWN_KIND, STRANGE_KIND, Trust
 from sgps.rehearsal import Judged, Rehearsal, between, rehearse, tasks
 from sgps.release import Release
-from sgps.rivals import domain_of
+from sgps.rivals import STRANGE, Familiarity, domain_of
 
 SETTINGS, MODES = ((2, 1), (2, 5), (3, 1), (3, 5)), ((1, 1), (1, 5), (2, 1), (2, 5), (3, 1), (3, 5))
 OTHERS = {"x-ray": "cxr_224.zip", "ultrasound": "busi_224.zip", "histology": "lc25000_lung_dedup_224.zip"}
@@ -80,7 +81,9 @@ def kind_of(s: Set, bank: Bank, centre: Array) -> str:
     return max(sorted(set(looks)), key=looks.count)
 
 
-def temperatures(bank: Bank, kind: str, centre: Array, scale: float, ways: int, shots: int) -> dict[str, float]:
+def temperatures(
+    bank: Bank, kind: str, centre: Array, scale: float, ways: int, shots: int, trust: Trust
+) -> dict[str, float]:
     """Of every way to draw the tasks that fit it."""
     own, drawn = bank.of_domain(kind), bank.of_domain("drawn")
     groups = {
@@ -91,7 +94,7 @@ def temperatures(bank: Bank, kind: str, centre: Array, scale: float, ways: int, 
         ALL: [bank.of_domain(d) for d in bank.domains],
     }
     empty = np.zeros((0, bank.features.shape[1]))
-    j = Judged(bank, centre, scale, empty, empty[:, 0], ways, (), (), (), kind, shots, 5)
+    j = Judged(bank, centre, scale, empty, empty[:, 0], ways, (), (), (), kind, shots, 5, trust)
     out = {}
     for name, members in groups.items():
         found = [
@@ -111,14 +114,16 @@ def judge_temperature(
     out: dict[str, Any] = {}
     for s in judged:
         lesion, by = s.pictures.lesion[s.rows], dict[str, Any]()
+        strange = Familiarity(bank, centre)(s.features).mean() < STRANGE
+        trust = STRANGE_KIND if strange else KNOWN_KIND
         for ways, shots in SETTINGS:
             e = sample_episodes(s.label, lesion, sorted(set(s.label.tolist())), ways, shots, count=count, seed=seed)
             truth = np.repeat(np.arange(ways), e.index.shape[2] - shots)
             logits = []
             for index in e.index:
                 queries = s.features[index[:, shots:]].reshape(-1, s.features.shape[1])
-                logits.append(between(centre, scale, [*s.features[index[:, :shots]]], queries))
-            found = temperatures(bank, kind_of(s, bank, centre), centre, scale, ways, shots)
+                logits.append(between(centre, scale, [*s.features[index[:, :shots]]], queries, trust))
+            found = temperatures(bank, kind_of(s, bank, centre), centre, scale, ways, shots, trust)
             found["best here"] = fit_temperature(logits, [truth] * len(logits))
             by[e.name] = {name: {"temperature": t, **_worth(logits, truth, t)} for name, t in found.items()}
         out[s.name] = by
@@ -173,6 +178,7 @@ class Refusing:
             s = self.ours.synthesizer
             mine = [i for i, c in enumerate(self.whole.classes) if c.id == unknown]
             s.bank = without(self.whole, mine[0]) if mine else self.whole
+            s.familiarity = Familiarity(s.bank, s.centre)
             said = {c: self.texts[c] for c in asked if c in self.texts}
             made = self.ours.compose({c: self.s.rows[own[c][:shots]].tolist() for c in asked}, said)
             beside = [s.bank.classes[i].id for i in made.beside]
@@ -183,7 +189,7 @@ class Refusing:
                 **{o.name: o.features[random.integers(len(o.features), size=SHOWN)] for o in self.shown},
             }
             j = s.judged(made)
-            key = (unknown if mine else "", j.named, shots, j.domain, tuple(j.foreign))
+            key = (unknown if mine else "", j.named, shots, j.domain, tuple(j.foreign), j.trust)
             if key not in self.rehearsed:
                 self.rehearsed[key] = rehearse(j)
             found = {who: _refused(j, self.rehearsed[key], f) for who, f in shown.items()}

@@ -29,7 +29,7 @@ from sgps.calibration import score
 from sgps.episodes import accuracy, auroc, interval, paired_difference, sample_episodes, unit
 from sgps.errors import InputError
 from sgps.files import write_atomic
-from sgps.generator import linear_head, spread_of
+from sgps.generator import Trust, linear_head, spread_of
 from sgps.shipped import shipped_release
 from sgps.synthesis import RIVALS
 
@@ -46,7 +46,7 @@ def spread_head(prior: float | None) -> Head:
     def scores(support: Array, queries: Array) -> Array:
         given = torch.from_numpy(np.asarray(support, np.float64))
         centre = given.new_zeros(given.shape[-1])
-        spread = None if prior is None else spread_of([*given], centre, 2) / prior**0.5
+        spread = None if prior is None else spread_of([*given], centre, Trust(2, prior))
         return np.asarray(queries @ linear_head(given.mean(1), centre, 1.0, spread)[0].numpy().T)
 
     return scores
@@ -107,7 +107,7 @@ def one_disease(features: Array, label: Array, means: Mapping[str, Array], count
             rivals = rivals[np.argsort(-unit(rivals) @ support.mean(0))[:RIVALS]]
             given = torch.from_numpy(np.vstack([support.mean(0)[None], rivals]))
             centre = given.new_zeros(given.shape[-1])
-            spread = spread_of([torch.from_numpy(support)], centre, 2)
+            spread = spread_of([torch.from_numpy(support)], centre, Trust(2, 1.0))
             for name, s in ((PLAIN, None), ("spread, prior 1", spread)):
                 logits = features[rows] @ linear_head(given, centre, 1.0, s)[0].numpy().T
                 found.setdefault(name, []).append(auroc(score(logits, 1)[:, 0], label[rows] == disease))

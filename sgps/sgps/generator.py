@@ -27,7 +27,6 @@ BOUNDS = (
 )  # largest coefficient of core, chan, tap: wider destroys trained features (generator note, 5.3)
 TEXT = 384  # width of a sentence embedding of the installed text encoder
 HEADS, BOTTLENECK = 4, 32
-SPREAD_LEAST = 10  # exemplars of a class: with five its spread misleads on some diseases (docs/results/heads.md)
 MOST_SHOTS = 10.0  # a class of more exemplars says so to its token no louder than this
 
 
@@ -168,11 +167,26 @@ class Generator(nn.Module):
         return weight, bias + gate[:, 1]
 
 
-def spread_of(groups: Sequence[Tensor], centre: Tensor, least: int = SPREAD_LEAST) -> Tensor:
-    """How exemplars of one class differ: rows [n, f] of their unit directions from the centre, less each class's mean; none of a class
-    of fewer than `least`. groups: features [k, f] of each class."""
-    units = [F.normalize(x - centre, dim=-1) for x in groups if len(x) >= least]
-    return torch.cat([u - u.mean(0) for u in units]) if units else centre.new_zeros(0, len(centre))
+@dataclass(frozen=True)
+class Trust:
+    """How far exemplars' differences are trusted (`spread_of`): of a class of at least `least` of them; the identity counts as `prior` patients."""
+
+    least: int
+    prior: float
+
+
+KNOWN_KIND = Trust(10, 1.0)
+"""Of a kind of picture that the bank holds: training has taken much of the spread away, and what five show of it misleads on some diseases."""
+STRANGE_KIND = Trust(2, 0.3)
+"""Of a kind that it does not hold. Measured in docs/results/heads.md and strange.md."""
+
+
+def spread_of(groups: Sequence[Tensor], centre: Tensor, trust: Trust = KNOWN_KIND) -> Tensor:
+    """How exemplars of one class differ: rows [n, f] of their unit directions from the centre, less each class's mean, over the square root
+    of the prior; none of a class of too few. groups: features [k, f] of each class."""
+    units = [F.normalize(x - centre, dim=-1) for x in groups if len(x) >= trust.least]
+    rows = torch.cat([u - u.mean(0) for u in units]) if units else centre.new_zeros(0, len(centre))
+    return rows / float(trust.prior**0.5)
 
 
 def linear_head(

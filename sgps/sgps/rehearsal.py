@@ -16,7 +16,7 @@ from sgps.bank import Bank
 from sgps.calibration import Calibration, Share, fit_logistic, fit_temperature, score
 from sgps.errors import InputError
 from sgps.foreign import Foreign
-from sgps.generator import linear_head, spread_of
+from sgps.generator import KNOWN_KIND, Trust, linear_head, spread_of
 from sgps.rivals import choose, unit
 
 Array = NDArray[Any]
@@ -31,6 +31,7 @@ class Judged:
     """A classifier to be judged by the bank: N outputs, the first `named` of them asked for, then the bank classes `beside`.
 
     weight [N, f], bias [N]. others: bank classes that are negatives; foreign: of other kinds of pictures. shots: exemplars, own patients and worth of the class memory behind a disease, on average. rivals: as many were asked for.
+    trust: in how several exemplars differ.
     """
 
     bank: Bank
@@ -45,6 +46,7 @@ class Judged:
     domain: str
     shots: float
     rivals: int
+    trust: Trust = KNOWN_KIND
 
 
 def calibrate(j: Judged, false_alarms: float) -> tuple[Calibration, Foreign | None, tuple[str, ...]]:
@@ -129,11 +131,11 @@ def _logits(j: Judged, prototypes: Array, rows: Array) -> Array:
     return np.asarray((j.bank.features[rows] - j.centre) @ unit(prototypes - j.centre).T * j.scale)
 
 
-def between(centre: Array, scale: float, groups: Sequence[Array], queries: Array) -> Array:
+def between(centre: Array, scale: float, groups: Sequence[Array], queries: Array, trust: Trust = KNOWN_KIND) -> Array:
     """Logits [n, N] of queries [n, f] between several classes with these exemplars, one array [k, f] each, as synthesis makes them."""
     middle, given = torch.from_numpy(centre), [torch.from_numpy(g) for g in groups]
     prototypes = torch.stack([g.mean(0) for g in given])
-    weight, bias = linear_head(prototypes, middle, scale, spread_of(given, middle))
+    weight, bias = linear_head(prototypes, middle, scale, spread_of(given, middle, trust))
     return np.asarray(queries @ weight.numpy().T + bias.numpy())
 
 
@@ -234,5 +236,5 @@ def tasks(
         rows = np.concatenate([queries for _, queries in drawn])
         truth = np.repeat(np.arange(ways), [len(queries) for _, queries in drawn])
         groups = [j.bank.features[exemplars] for exemplars, _ in drawn]
-        out.append(Task(rows, between(j.centre, j.scale, groups, j.bank.features[rows]), truth))
+        out.append(Task(rows, between(j.centre, j.scale, groups, j.bank.features[rows], j.trust), truth))
     return out

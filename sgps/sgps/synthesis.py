@@ -29,13 +29,13 @@ from sgps.device import CPU, exact
 from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError, SignatureError
 from sgps.foreign import classes as foreign_classes
-from sgps.generator import PARTS, ClassInputs, Generator, linear_head, spread_of
+from sgps.generator import KNOWN_KIND, PARTS, STRANGE_KIND, ClassInputs, Generator, Trust, linear_head, spread_of
 from sgps.memory import Memory
 from sgps.open_encoders import Spec
 from sgps.record import Origin, Record
 from sgps.rehearsal import Judged, calibrate
 from sgps.release import BANK, CATALOGUE, GENERATOR, Release, encoder_sha256
-from sgps.rivals import choose, domain_of, same_disease, unit
+from sgps.rivals import STRANGE, Familiarity, choose, domain_of, same_disease, unit
 
 Array = NDArray[Any]
 RIVALS, FALSE_ALARMS = 5, 0.10
@@ -80,7 +80,7 @@ class Composition:
     """All weights of a classifier. Rows of weight [N, f] and bias [N]: the asked diseases by name, then the rivals.
 
     body: tensors of the generated body where it was computed, none for the base. beside, others, foreign: places of rivals, of negatives and of classes of other kinds in the bank. cosine: of
-    the exemplars' features before and after. seconds: all of it took.
+    the exemplars' features before and after. trust: in how several exemplars differ. seconds: all of it took.
     """
 
     asked: tuple[Asked, ...]
@@ -92,6 +92,7 @@ class Composition:
     foreign: tuple[int, ...]
     domain: str
     cosine: float
+    trust: Trust
     notes: tuple[str, ...]
     seconds: float
 
@@ -121,6 +122,7 @@ class Synthesizer:
             raise SignatureError(f"lacks {SCALE}", where=where, do=again)
         self.scale, self.centre = float(scale.item()), self.memory.coordinates.mean.astype(np.float32)
         self._inside: dict[str, Array] = {}
+        self.familiarity = Familiarity(self.bank, self.centre)
         self.generator: Generator | None = None
         if a.learned:
             tensors = {n: torch.from_numpy(t) for n, t in release.tensors(GENERATOR, "generator.").items()}
@@ -151,6 +153,13 @@ class Synthesizer:
         prototypes = np.stack([self._blended(x.mean(0), d, memory) for x, d in zip(seen, asked, strict=True)])
         embedded = self.text.embed([d.text for d in asked])
         domain, looks, notes = self._domain(asked[0], prototypes[0])
+        strange = np.mean([self.familiarity(x).mean() for x in seen]) < STRANGE
+        trust = STRANGE_KIND if strange else KNOWN_KIND
+        if strange:
+            notes.append(
+                f"the exemplars look like no kind of picture in the reference bank (most like {looks}): false alarms and 'none of these' "
+                "were measured on other kinds and may be far off"
+            )
         kinds = {domain, looks, *(self._kind(d, p) for d, p in zip(asked[1:], prototypes[1:], strict=True))}
         itself = set().union(*(same_disease(self.bank, d.names, t) for d, t in zip(asked, embedded, strict=True)))
         others = [i for i in self.bank.of_domain(domain) if i not in itself]
@@ -169,7 +178,9 @@ class Synthesizer:
             body, tokens = self._body(inputs)
             moved, cosine = self._moves(asked, base, body)
             all_of_them = np.concatenate([prototypes + moved, self.bank.means[beside]]).astype(np.float32)
-            weight, bias = (t.cpu() for t in self._head(self._tensor(all_of_them), inputs, tokens, self._spread(seen)))
+            weight, bias = (
+                t.cpu() for t in self._head(self._tensor(all_of_them), inputs, tokens, self._spread(seen, trust))
+            )
         if body is not None:
             notes.append(
                 "rivals and public negatives keep their features under the base network: the bank holds no pictures of them"
@@ -184,6 +195,7 @@ class Synthesizer:
             tuple(i for i in foreign_classes(self.bank, kinds) if i not in itself),
             domain,
             cosine,
+            trust,
             tuple(notes),
             time.perf_counter() - start,
         )
@@ -318,10 +330,10 @@ class Synthesizer:
         before, after = (unit(np.concatenate(x) - self.centre) for x in (base, generated))
         return moved, float((before * after).sum(1).mean())
 
-    def _spread(self, seen: Sequence[Array]) -> Tensor | None:
+    def _spread(self, seen: Sequence[Array], trust: Trust) -> Tensor | None:
         """How exemplars and own patients [k, f] of one disease differ, for the head of several; one disease beside rivals does not gain by it
         (docs/results/heads.md)."""
-        return spread_of([self._tensor(x) for x in seen], self._tensor(self.centre)) if len(seen) > 1 else None
+        return spread_of([self._tensor(x) for x in seen], self._tensor(self.centre), trust) if len(seen) > 1 else None
 
     def _head(
         self, prototypes: Tensor, inputs: ClassInputs, tokens: Tensor | None, spread: Tensor | None
@@ -346,6 +358,7 @@ class Synthesizer:
             foreign=c.foreign,
             domain=c.domain,
             shots=float(np.mean([d.shots + d.worth for d in c.asked])),
+            trust=c.trust,
             rivals=rivals,
         )
 

@@ -12,6 +12,7 @@ from bench import decision, judge
 from bench.networks import Judge, judges
 from sgps.bank import Bank
 from sgps.errors import InputError
+from sgps.generator import KNOWN_KIND
 from sgps.shipped import shipped_release
 from sgps.synthesis import SCALE
 
@@ -32,7 +33,7 @@ def test_tasks_with_drawn_classes_among_them_make_skin_too_sure():
     bank, centre = Bank.of(release), release.memory().coordinates.mean.astype(np.float32)
     scale = float(release.tensors("generator.safetensors", SCALE)[""].item())
     for ways, shots in decision.SETTINGS:
-        found = decision.temperatures(bank, "dermoscopy", centre, scale, ways, shots)
+        found = decision.temperatures(bank, "dermoscopy", centre, scale, ways, shots, KNOWN_KIND)
         assert found[decision.OWN] > 1.5 * found[decision.MIXED]
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from sgps.generator import BOUNDS, PARTS, SPREAD_LEAST, ClassInputs, Generator, linear_head, spread_of
+from sgps.generator import BOUNDS, KNOWN_KIND, PARTS, STRANGE_KIND, ClassInputs, Generator, linear_head, spread_of
 
 LAYERS, WIDTH, ATTRIBUTES = 6, 40, 7
 
@@ -68,7 +68,10 @@ def test_directions_in_which_exemplars_differ_count_less(shots):
     plain = linear_head(v, centre, 3.0)[0]
     for made, before in zip(weight[:2], plain[:2], strict=True):
         assert abs(made @ nuisance) / abs(made @ truth) < abs(before @ nuisance) / abs(before @ truth)
-    none = linear_head(v, centre, 3.0, spread_of([g[: SPREAD_LEAST - 1] for g in groups], centre))
+    strange = spread_of(groups, centre, STRANGE_KIND)
+    assert torch.allclose(strange, spread / STRANGE_KIND.prior**0.5)
+    assert len(spread_of([g[:2] for g in groups], centre, STRANGE_KIND)) == 4
+    none = linear_head(v, centre, 3.0, spread_of([g[: KNOWN_KIND.least - 1] for g in groups], centre))
     assert torch.equal(none[0], plain)
 
 

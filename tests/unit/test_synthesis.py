@@ -3,11 +3,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sgps.bank import Bank
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError, SignatureError
-from sgps.generator import SPREAD_LEAST
+from sgps.generator import KNOWN_KIND, STRANGE_KIND, linear_head, spread_of
 from sgps.memory import Memory
 from sgps.rehearsal import without_itself
 from sgps.rivals import choose, domain_of, same_disease, unit
@@ -56,7 +57,7 @@ def test_exemplars_and_own_patients_of_several_diseases_say_what_counts_less(sma
     far = (centre + np.random.default_rng(0).normal(0, 0.1, (15, len(centre)))).astype(np.float32)
     own = {"b": far[:9], "c": far[9:]}
     seen = [np.concatenate([encoder.features(images), *([own[k]] if k in own else [])]) for k, images in abc.items()]
-    assert [len(x) for x in seen] == [2, SPREAD_LEAST, SPREAD_LEAST - 1]
+    assert [len(x) for x in seen] == [2, KNOWN_KIND.least, KNOWN_KIND.least - 1]
     directions = unit(seen[1] - centre)
     differ = directions - directions.mean(0)
     metric = np.linalg.inv(np.eye(len(centre)) + differ.T @ differ)
@@ -66,6 +67,27 @@ def test_exemplars_and_own_patients_of_several_diseases_say_what_counts_less(sma
     plain = scale * unit(z)
     found = weights(synthesize(abc, TEXTS, release, own=own))
     assert np.abs(found - expected).max() < 0.01 * np.abs(expected - plain).max()
+
+
+def test_pictures_of_a_kind_that_the_bank_does_not_hold_are_named_and_show_their_spread_from_two_on(release):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    tints = {"a": [(1, 1, 1), (1, 0, 0)], "b": [(0.5, 0.5, 0.5), (0, 0, 1)]}
+    noise = {k: [Image.fromarray((noise * np.array(t)).astype(np.uint8)) for t in by] for k, by in tints.items()}
+    s = Synthesizer(release)
+    c = s.compose(noise, {k: TEXTS[k] for k in noise})
+    assert c.trust == STRANGE_KIND and "no kind of picture in the reference bank" in " ".join(c.notes)
+    groups = [torch.from_numpy(s.encoder.features(images)) for images in noise.values()]
+    centre = torch.from_numpy(s.centre)
+    v = torch.stack([g.mean(0) for g in groups])
+    weight, bias = linear_head(v, centre, s.scale, spread_of(groups, centre, STRANGE_KIND))
+    assert torch.allclose(c.weight, weight, atol=1e-4) and torch.allclose(c.bias, bias, atol=1e-3)
+    assert not torch.allclose(c.weight, linear_head(v, centre, s.scale)[0], atol=1e-3)
+    assert s.judged(c).trust == STRANGE_KIND
+
+
+def test_known_kinds_bear_no_such_note(small_release, abc):
+    c = Synthesizer(small_release()).compose(abc, TEXTS)
+    assert c.trust == KNOWN_KIND and not any("no kind of picture" in n for n in c.notes)
 
 
 def test_one_disease_of_several_exemplars_stays_centred_cosine(small_release, abc):
