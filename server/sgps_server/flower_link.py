@@ -54,7 +54,6 @@ FLEET = {
 PUSH, ACTIVATE = "/v1/fleet/push-messages", "/v1/fleet/activate-node"
 KEY_HEADER = FLEET_HTTP_PUBLIC_KEY_HEADER.encode()
 MOST_OBJECTS = 64  # in one message; a `rows` reply has about eight
-_BEAT = 10.0  # seconds; Flower fails a run after 60 s of silence
 _POLL = 0.05
 _LOST = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
 
@@ -174,17 +173,13 @@ class Link(Grid):
         self._task = self._run.primary_task_id
         if not (state.claim_task(self._task) and state.activate_task(self._task)):
             raise StateError("Flower did not start its run", where="flwr", do="check that flwr 1.41 is installed")
+        # Flower ends a run whose claim has not been renewed for a minute, by the clock on the wall: one that was set, or a machine that
+        # slept, would end the rounds. A run whose claim is gone lives as long as this process.
+        state.task_token_to_task_id.pop(state.task_token_store.pop(self._task).token)
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = self._task, self._id, SUPERLINK_NODE_ID
-        self._closed = threading.Event()
-        threading.Thread(target=self._beat, name="flower-heartbeat", daemon=True).start()
-
-    def _beat(self) -> None:
-        while self._state.acknowledge_task_heartbeat(self._task) and not self._closed.wait(_BEAT):
-            pass
 
     def close(self) -> None:
         """End the run: sites that ask for orders are told that it is over."""
-        self._closed.set()
         self._state.finish_task(self._task, SubStatus.COMPLETED, "")
 
     def set_run(self, run: Run) -> None:

@@ -278,7 +278,7 @@ class Rounds:
                     self._take(number, names[node], reply)
             here = self.look()
             for node, since in list(gone.items()):
-                if names[node] in here and names[node] in self._registry.sites():
+                if names[node] in here and node in self._contributors():  # not one that got a new key meanwhile
                     del gone[node]
                     (order,) = self._link.push_messages([self._strategy.order(node)])
                     waiting[order] = node

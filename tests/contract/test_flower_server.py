@@ -4,6 +4,7 @@ tests/e2e/test_server_rounds.py."""
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -136,6 +137,16 @@ def test_a_withdrawn_order_cannot_be_fetched(flower: tuple[Any, Any], link: Link
     (name,) = link.push_messages([order(node)])
     link.withdraw(name)
     assert flower[1].get_message_ins(node, 1) == []
+
+
+def test_a_clock_that_jumps_ends_no_run(
+    flower: tuple[Any, Any], link: Link, node: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a machine that slept: it is the same to whoever looks at the clock on the wall."""
+    for module in ("supercore.corestate.in_memory_corestate", "server.superlink.linkstate.in_memory_linkstate"):
+        monkeypatch.setattr(f"flwr.{module}.now", lambda: datetime.now(UTC) + timedelta(hours=1))
+    assert flower[1].get_task_by_token("whatever makes Flower look for claims that lapsed") is None
+    assert link.push_messages([order(node)])
 
 
 def test_a_site_that_stopped_beating_is_reported_as_lost(flower: tuple[Any, Any], link: Link) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode  # noqa: TID251  as Flower makes it for a node that is gone
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
@@ -200,3 +202,31 @@ def test_a_round_that_is_open_comes_first(folder: Folder, monkeypatch: pytest.Mo
     with pytest.raises(StateError, match="took the means"):
         repool.repool(folder)
     assert releases.names(folder.releases) == ["0000", "0001"]
+
+
+class Renewed(local_rounds.Line):
+    """`west` is lost with its order; when it is back it has a new key, and so another node."""
+
+    def __init__(self, folder: Folder) -> None:
+        super().__init__(folder)
+        self._lost: dict[str, Message] = {}
+
+    def _push(self, order: Message) -> str:
+        assert order.metadata.dst_node_id in self.sites, "an order for a node that is no more"
+        node, name = order.metadata.dst_node_id, super()._push(order)
+        if node == 102:
+            order.metadata.__dict__["_message_id"] = name
+            self._lost[name] = Message(Error(ErrorCode.NODE_UNAVAILABLE), reply_to=order)
+        return name
+
+    def collect(self, orders: list[str]) -> list[tuple[str, Message]]:
+        for order in self._lost.keys() & {*orders}:
+            self.sites[202] = self.sites.pop(102)
+            return [(order, self._lost.pop(order))]
+        return super().collect(orders)
+
+
+def test_a_site_that_comes_back_with_a_new_key_is_asked_in_the_next_attempt(folder: Folder) -> None:
+    line = run(folder, 1, Renewed(folder), quorum=3, wait_for=3, patience=0.3)
+    assert line.asked == [*SITES, "west"]
+    holds(folder, 1, SITES)
