@@ -147,7 +147,8 @@ def _keys(site: Site) -> Iterator[Finding]:
 def _network(site: Site, box: _Box) -> Iterator[Finding]:
     rounds, releases = site.config.federation.url, site.releases_url
     contributes = site.config.role == "contribute"
-    ways = [_way(url) for url in ((rounds, releases) if contributes else (releases,))]
+    ways = [_way("federation.url", rounds)] if contributes else []
+    ways.append(_way("federation.releases_url", releases))
     yield from ways
     if any(way.bad for way in ways):
         return
@@ -181,8 +182,8 @@ def _network(site: Site, box: _Box) -> Iterator[Finding]:
     yield record
 
 
-def _way(url: str) -> Finding:
-    """Whether the address can be reached at all, unless a proxy stands before it."""
+def _way(setting: str, url: str) -> Finding:
+    """Whether the address can be reached at all, unless a proxy stands before it. setting: where it stands."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 443
     if proxy := proxy_for(host):
@@ -192,7 +193,7 @@ def _way(url: str) -> Finding:
         within(CONNECT_SECONDS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         socket.create_connection((host, port), CONNECT_SECONDS).close()
     except (OSError, TimeoutError) as error:
-        what, do = _connect_trouble(host, port, error)
+        what, do = _connect_trouble(setting, host, port, error)
         return Finding("network", BAD, what, do, 6)
     return good("network", f"{host}:{port} answers")
 
@@ -209,17 +210,23 @@ def _record(site: Site, coordinator: Coordinator) -> Finding:
     return good("record", f"the coordinator's record has {seen.lines} lines; {before}")
 
 
-def _connect_trouble(host: str, port: int, error: Exception) -> tuple[str, str]:
+def _connect_trouble(setting: str, host: str, port: int, error: Exception) -> tuple[str, str]:
     if isinstance(error, socket.gaierror):
-        return f"the name {host} is not known here", "check `url:`, DNS, and whether a proxy is needed (HTTPS_PROXY)"
+        return (
+            f"the name {host} is not known here",
+            f"check `{setting}`, DNS, and whether a proxy is needed (HTTPS_PROXY)",
+        )
     if isinstance(error, ConnectionRefusedError):
-        return f"{host}:{port} refuses: nobody listens", "is the coordinator running? check host and port in `url:`"
+        return (
+            f"{host}:{port} refuses: nobody listens",
+            f"is the coordinator running? check host and port in `{setting}`",
+        )
     if isinstance(error, TimeoutError):
         return (
             f"{host}:{port} does not answer within {CONNECT_SECONDS:.0f} s",
             "a firewall? outgoing connections to it must be open",
         )
-    return f"{host}:{port} cannot be reached: {error}", "check `url:` and the firewall"
+    return f"{host}:{port} cannot be reached: {error}", f"check `{setting}` and the firewall"
 
 
 # --- disk and release ----------------------------------------------------------------------------------------------------

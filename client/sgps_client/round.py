@@ -110,7 +110,7 @@ def _too_late(site: Site, plan: Plan, began: float) -> RoundFailed:
     if site.config.approve == "manual":
         return RoundFailed(
             f"round {plan.round}: approved, but answer_at has passed; nothing was charged",
-            do="nothing: the yes holds for the next attempt of this round",
+            do="nothing to do, the yes holds for the next attempt of this round",
         )
     return RoundFailed(
         f"round {plan.round}: the plan came after answer_at; nothing was charged",

@@ -145,6 +145,20 @@ def test_a_name_that_is_not_known_is_told(bench: Bench, monkeypatch: pytest.Monk
     assert found[0].exit_code == 6
 
 
+def test_a_port_that_refuses_is_told_with_the_setting_that_names_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(checks.socket, "getaddrinfo", lambda *_, **__: None)
+    monkeypatch.setattr(checks.socket, "create_connection", refused)
+    monkeypatch.setenv("NO_PROXY", "*")
+    rounds, releases = [f for f in bad(bench) if f.area == "network"]
+    assert "`federation.url`" in rounds.do
+    assert "`federation.releases_url`" in releases.do
+
+
 @pytest.mark.usefixtures("online")
 def test_the_budget_says_what_a_round_costs_and_when_nothing_is_left(bench: Bench) -> None:
     (line,) = [f for f in checks.run(bench.file) if f.area == "budget"]
