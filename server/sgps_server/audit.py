@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sgps.errors import StateError
+from sgps.files import naming
 from sgps.signing import canonical
 
 START = "0" * 64
@@ -20,14 +21,14 @@ _TAIL = 1 << 16  # bytes; longer than any line
 
 
 class Audit:
-    """Append-only. `head` is the hash of the last line written or seen."""
+    """Append-only."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, threading.Lock()
 
     def add(self, event: str, **fields: Any) -> str:
         """Write one line, durable when this returns. Returns its hash. Fields hold names, codes and hashes, nothing else."""
-        with self._lock, self.path.open("a+b") as file:
+        with self._lock, naming(self.path), self.path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             line = canonical({"event": event, "time": round(time.time(), 3), "previous": _head(file), **fields})
             if len(line) >= _TAIL:

@@ -21,7 +21,7 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 class Listen(Settings):
     """The address that the coordinator opens for rounds."""
 
-    host: str
+    host: Annotated[str, Field(pattern=r"^[0-9A-Za-z._:%-]+$")]
     port: Annotated[int, Field(ge=1, le=65535, examples=[8443])]
 
 
@@ -117,10 +117,12 @@ class Federation(Settings):
 
 
 def host_of(url: str) -> str:
-    """Host name or address of an https address. Raises ValueError when it has none or a bad port."""
+    """Host name or address of an https address. Raises ValueError when it has none, or a bad port or letters that no certificate holds."""
     parts = urlsplit(url)
     if not parts.hostname or parts.port == 0:
         raise ValueError("url must look like https://host:8443")
+    if not parts.hostname.isascii():
+        raise ValueError("url must name its host in ASCII letters, as xn--...")
     return parts.hostname
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from sgps.errors import NetworkError
+from sgps.errors import NetworkError, SignatureError
 from sgps_server.config import Folder, Listen
 from sgps_server.gate import Protocol
 
@@ -36,7 +36,14 @@ class Door:
             ssl_ca_certs=str(folder.ca / "ca.crt"),
             ssl_cert_reqs=ssl.CERT_REQUIRED,
         )
-        config.load()
+        try:
+            config.load()
+        except OSError as error:
+            raise SignatureError(
+                f"holds no certificate of the authority ({error.strerror or error})",
+                where=folder.ca / "ca.crt",
+                do="put it back from the backup",
+            ) from error
         if config.ssl is None:
             raise NetworkError(
                 "TLS is off", where=f"{listen.host}:{listen.port}", do="put the keys back from the backup"
@@ -70,9 +77,9 @@ def bind(listen: Listen) -> socket.socket:
             opened.close()
             raise
         return opened
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # of a name that no name can be, `a..b`
         raise NetworkError(
-            f"cannot listen: {error.strerror or error}",
+            f"cannot listen: {getattr(error, 'strerror', '') or error}",
             where=f"{listen.host}:{listen.port}",
             do="free the port or change `listen`",
         ) from error

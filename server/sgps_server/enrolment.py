@@ -8,6 +8,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -54,7 +55,10 @@ def init(target: Path, name: str, url: str, release: Release, listen: str = "") 
     url: where sites find the coordinator, https://host:port. listen: address to open, the same host by default when it is a
     loopback one, else all. release: verified; becomes releases/0000. Raises InputError, ConfigError.
     """
-    port, host = urlsplit(url).port, host_of(url)
+    try:
+        port, host = urlsplit(url).port, host_of(url)
+    except ValueError as error:
+        raise ConfigError(str(error), where=url, do="use the form https://host:8443") from error
     if port is None or port == 65535:  # the next one is for releases
         raise ConfigError("names no port", where=url, do="use the form https://host:8443, up to port 65534")
     listen = listen or (host if host in {"localhost", "127.0.0.1", "::1"} else "0.0.0.0")  # noqa: S104  a coordinator is for others
@@ -98,7 +102,7 @@ def read_request(path: Path) -> Request:
         csr = x509.load_pem_x509_csr(read_limited(path, _CSR_LIMIT))
         sound, key = csr.is_signature_valid, csr.public_key()
         common = [str(a.value) for a in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise InputError("is not a certificate request", where=path, do=again) from error
     if not sound:
         raise InputError("is not signed by its own key", where=path, do=again)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -108,11 +109,19 @@ class Authority:
 
 
 def server_needs_renewal(folder: Path, hosts: list[str]) -> bool:
-    """Whether server.crt ends within a month, or does not name every one of `hosts`."""
-    certificate = x509.load_pem_x509_certificate(read_limited(folder / "server.crt", _LIMIT))
+    """Whether server.crt ends within a month, does not name every one of `hosts`, or is none for the key in server.key."""
+    pair = [read_limited(folder / name, _LIMIT) for name in ("server.crt", "server.key")]
+    try:
+        certificate, key = x509.load_pem_x509_certificate(pair[0]), load_pem_private_key(pair[1], None)
+        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.ExtensionNotFound):
+        return True
     left = certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
-    named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return left < datetime.timedelta(days=RENEW_DAYS) or any(name not in named for name in alternatives(hosts))
+    return (
+        left < datetime.timedelta(days=RENEW_DAYS)
+        or any(name not in named for name in alternatives(hosts))
+        or key.public_key() != certificate.public_key()
+    )
 
 
 def server_hosts(url_hosts: list[str], listen_host: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Who gets in, with what, and how a federation folder comes to be."""
 
+import base64
 import datetime
 import json
 import sys
@@ -74,7 +75,14 @@ def test_init_leaves_nothing_when_it_fails(tmp_path: Path, source: Release, monk
 
 @pytest.mark.parametrize(
     ("name", "url"),
-    [("Not A Name", "https://localhost:8443"), ("derm", "https://localhost"), ("derm", "http://localhost:1")],
+    [
+        ("Not A Name", "https://localhost:8443"),
+        ("derm", "https://localhost"),
+        ("derm", "http://localhost:1"),
+        ("derm", "https://:8443"),
+        ("derm", "https://köln.example:8443"),
+        ("derm", "https://localhost:99999"),
+    ],
 )
 def test_init_refuses_names_and_addresses_that_cannot_work(
     tmp_path: Path, source: Release, name: str, url: str
@@ -133,8 +141,15 @@ def test_a_request_must_have_the_right_curve_and_its_own_signature(tmp_path: Pat
     with pytest.raises(InputError, match="not signed by its own key"):
         enrolment.read_request(tmp_path / "b.csr")
     (tmp_path / "c.csr").write_bytes(b"no request")
-    with pytest.raises(InputError, match="not a certificate request"):
-        enrolment.read_request(tmp_path / "c.csr")
+    for place, value in (("2b81040022", "2b81040006"), ("020100", "020107")):  # a curve, a version that are not known
+        der = x509.load_pem_x509_csr(csr(tmp_path / "d.csr", "north").read_bytes()).public_bytes(Encoding.DER)
+        odd = base64.encodebytes(der.replace(bytes.fromhex(place), bytes.fromhex(value), 1)).decode()
+        (tmp_path / f"{value}.csr").write_text(
+            f"-----BEGIN CERTIFICATE REQUEST-----\n{odd}-----END CERTIFICATE REQUEST-----\n"
+        )
+    for name in ("c.csr", "2b81040006.csr", "020107.csr"):
+        with pytest.raises(InputError, match="not a certificate request"):
+            enrolment.read_request(tmp_path / name)
 
 
 def test_a_name_belongs_to_one_key_and_a_key_to_one_name(folder: Folder, tmp_path: Path) -> None:
@@ -181,6 +196,15 @@ def test_the_server_certificate_names_its_address_and_is_renewed_when_that_chang
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
     assert not pki.server_needs_renewal(folder.keys, ["sgps.example.org"])
     assert pki.server_needs_renewal(folder.keys, ["other.example.org"])
+    older = (folder.keys / "server.crt").read_bytes()
+    pki.Authority.open(folder.ca).server(folder.keys, ["sgps.example.org"])
+    for pair in ((older, None), (b"junk", None), (None, b"junk")):
+        for name, content in zip(("server.crt", "server.key"), pair, strict=True):
+            if content is not None:
+                (folder.keys / name).write_bytes(content)
+        assert pki.server_needs_renewal(folder.keys, ["sgps.example.org"])
+        pki.Authority.open(folder.ca).server(folder.keys, ["sgps.example.org"])
+    assert not pki.server_needs_renewal(folder.keys, ["sgps.example.org"])
     assert pki.server_hosts(["localhost"], "127.0.0.1") == ["localhost", "127.0.0.1", "::1"]
 
 

@@ -1,5 +1,6 @@
 """Audit chain, checkpoint, settings: what must survive, and what must show."""
 
+import errno
 import json
 import multiprocessing
 import threading
@@ -8,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgps.errors import ConfigError, StateError
+from sgps.errors import ConfigError, NetworkError, StateError
 from sgps.memory import COUNTS, ROWS
 from sgps.settings import dump, load
 from sgps_privacy.terms import Terms
 from sgps_server import audit
 from sgps_server.audit import Audit
 from sgps_server.checkpoint import Checkpoint, Open, read_state
-from sgps_server.config import Federation, locked
+from sgps_server.config import Federation, Listen, locked
+from sgps_server.door import bind
 from sgps_server.kinds import CONDUCT, Sent
 
 SETTINGS = {
@@ -64,6 +66,16 @@ def test_half_a_line_of_a_crash_is_cut_off_and_the_chain_goes_on(tmp_path: Path)
         file.write(b'{"event":"ti')
     Audit(path).add("tick", n=1)
     assert [e["n"] for e in audit.read(path)] == [0, 1]
+
+
+def test_a_record_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError) as caught:
+        Audit(tmp_path / "audit.jsonl").add("tick")
+    assert caught.value.filename == str(tmp_path / "audit.jsonl")
 
 
 def test_a_cut_end_shows_by_the_releases_that_name_a_line(tmp_path: Path) -> None:
@@ -151,6 +163,7 @@ def test_one_process_per_folder(tmp_path: Path) -> None:
         ({"epsilon": None}, "epsilon"), ({"delta": None}, "delta"), ({"quorum": 0}, "quorum"), ({"wait_for": 1}, "wait_for"),
         ({"answer_after": 700}, "answer_after"), ({"kind": "episodes"}, "kind"), ({"colour": "red"}, "colour"),
         ({"epsilon": "nan"}, "epsilon"), ({"url": "http://localhost:1"}, "url"),
+        ({"url": "https://köln.example:1"}, "ASCII"), ({"listen": {"host": "köln", "port": 1}}, "listen.host"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, object], says: str) -> None:
@@ -158,6 +171,12 @@ def test_settings_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, ob
     (tmp_path / "federation.yaml").write_text(dump(found))
     with pytest.raises(ConfigError, match=says):
         load(tmp_path / "federation.yaml", Federation)
+
+
+@pytest.mark.enable_socket  # it looks for an address, and finds none
+def test_a_name_that_no_machine_can_have_is_one_line() -> None:
+    with pytest.raises(NetworkError, match=r"^a\.\.b:1: cannot listen"):
+        bind(Listen(host="a..b", port=1))
 
 
 def test_terms_of_a_rows_round_spend_exactly_the_epsilon_of_the_settings() -> None:
