@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def write_whole(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(torn, path)
     sync_folder(path.parent)
+
+
+def unwritable(folder: Path, error: OSError) -> MachineFailure:
+    """What to say of an error of the disk in `folder`."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "free some space" if full else "make folder and disk writable for this account"
+    return MachineFailure(f"{folder} cannot be written ({error.strerror}): {remedy}")
 
 
 def check_room(folder: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 from sgps_privacy import accountant
 from sgps_privacy.chain import MEND, Chain, Entry
 from sgps_privacy.cohort import Cohort, fingerprint, rehearsed, site_secret
-from sgps_privacy.durable import check_room, make_folder, remove_torn
+from sgps_privacy.durable import check_room, make_folder, remove_torn, unwritable
 from sgps_privacy.errors import MachineFailure, PrivacyError, Refused
 from sgps_privacy.events import Event
 from sgps_privacy.outbox import Outbox
@@ -86,9 +86,7 @@ class Ledger:
             make_folder(folder)
             self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
         except OSError as error:
-            raise MachineFailure(
-                f"{folder} cannot be written ({error.strerror}): make folder and disk writable for this account"
-            ) from error
+            raise unwritable(folder, error) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -106,8 +104,10 @@ class Ledger:
             except BaseException:
                 self.chain.close()
                 raise
-        except BaseException:
+        except BaseException as error:
             os.close(self._lock)
+            if isinstance(error, OSError) and not isinstance(error, MachineFailure):
+                raise unwritable(folder, error) from error
             raise
         self._site_budgets: dict[str, Budget] = {}
 

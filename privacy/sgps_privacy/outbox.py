@@ -6,6 +6,7 @@ hold shows that the ledger is an older copy."""
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from sgps_privacy.durable import make_folder, remove_torn, write_whole
@@ -33,7 +34,8 @@ class Outbox:
         try:
             write_whole(self.path(charge), hashlib.sha256(payload).digest() + payload)
         except OSError as error:
-            remove_torn(self.folder)
+            with suppress(OSError):  # a disk that has become read-only keeps it until the next start
+                remove_torn(self.folder)
             why = f"what was charged for cannot be kept ({error.strerror})"
             raise MachineFailure(f"{why}: mend the disk; the round is lost until the officer forgives it") from error
 

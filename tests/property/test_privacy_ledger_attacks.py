@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import shutil
@@ -16,7 +18,7 @@ import pytest
 
 import sgps_privacy
 from sgps_privacy import chain
-from sgps_privacy.errors import PrivacyError, Refused
+from sgps_privacy.errors import MachineFailure, PrivacyError, Refused
 from sgps_privacy.events import Event
 from sgps_privacy.ledger import Ledger, Order
 
@@ -368,6 +370,49 @@ def test_a_disk_that_fails_is_trouble_that_passes_and_keeps_its_line(tmp_path: P
         Ledger(tmp_path / "file" / "ledger")
     assert isinstance(caught.value, PrivacyError) and caught.value.strerror is None
     assert str(caught.value).endswith("make folder and disk writable for this account")
+
+
+def test_whatever_step_of_opening_fails_is_one_line_and_the_next_try_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = os.fsync, 0
+
+    def full(handle: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    def opens(folder: Path) -> None:
+        with Ledger(folder) as ledger:
+            ledger.open_cohort("a", ["1"], 8.0, DELTA)
+
+    for step in itertools.count(1):
+        folder, left = tmp_path / str(step), step
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            try:
+                opens(folder)
+                break
+            except MachineFailure as error:
+                assert str(error) == f"{folder} cannot be written (No space left on device): free some space"
+        opens(folder)
+    assert step > 4
+
+
+def test_a_disk_that_turns_read_only_after_a_charge_leaves_the_line_about_the_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with Ledger(folder) as ledger:
+        charge = ledger.charge(order(13))
+        monkeypatch.setattr(os, "fsync", fails)
+        monkeypatch.setattr(Path, "unlink", fails)
+        with pytest.raises(MachineFailure, match="the round is lost until the officer forgives it"):
+            ledger.write_outbox(charge, b"noised")
 
 
 def test_a_read_only_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
