@@ -61,7 +61,7 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 def new_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it is renamed to `path` when the block ends well, else removed.
 
-    Raises InputError when `path` exists already: nothing is overwritten.
+    Raises InputError when `path` exists already: nothing is overwritten; OSError that names `path` where its files do not become durable.
     """
     if path.exists():
         raise InputError("exists already", where=path, do="choose another name or remove it")
@@ -69,18 +69,20 @@ def new_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield work
-        for file in work.rglob("*"):
-            handle = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        work.chmod(mode)
-        work.rename(path)
+        with naming(path):
+            for part in (*work.rglob("*"), work):
+                handle = os.open(part, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+            work.chmod(mode)
+            work.rename(path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    sync_folder(path.parent)
+    with naming(path):
+        sync_folder(path.parent)
 
 
 def torn(path: Path) -> list[Path]:

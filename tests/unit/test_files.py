@@ -1,5 +1,7 @@
 """Files and folders are there whole or not at all."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,38 @@ def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already"), new_folder(tmp_path / "model"):
         pass
     assert (tmp_path / "model" / "whole").exists()
+
+
+def test_a_new_folder_is_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def seen(handle: int) -> None:
+        calls.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name.partition(".tmp")[0])
+        sync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        calls.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    monkeypatch.setattr(Path, "rename", renamed)
+    with new_folder(tmp_path / "model") as work:
+        (work / "file").write_bytes(b"1")
+    folder = calls[1]
+    assert folder.startswith(".model.")
+    assert calls == ["file", folder, "rename", tmp_path.name]
+
+
+def test_a_folder_that_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError) as caught, new_folder(tmp_path / "model") as work:
+        (work / "file").write_bytes(b"1")
+        monkeypatch.setattr(os, "fsync", full)
+    assert caught.value.filename == str(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reading_is_limited(tmp_path: Path) -> None:
