@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sgps.catalogue import Catalogue
 from sgps.errors import ConfigError, InputError
-from sgps.files import read_limited, torn
-from sgps.images import BYTES_LIMIT
+from sgps.files import torn
+from sgps.images import pixels_sha256
 from sgps.release import CATALOGUE, Release
 from sgps.signing import load_public
 from sgps_client.config import FILE_NAME, Site
-from sgps_client.data import decode_picture
+from sgps_client.data import open_picture
 from sgps_client.data.table import counted
 from sgps_client.store import Store
 
@@ -33,10 +33,24 @@ UNKNOWN = (
 
 @dataclass(frozen=True)
 class Asked:
-    """exemplars: pictures by disease. texts: clinical texts by disease, where one was given."""
+    """exemplars: pictures by disease. texts: clinical texts by disease, where one was given.
+
+    Raises InputError for a picture that is there twice: it would count as another patient, or show two diseases.
+    """
 
     exemplars: "Mapping[str, Sequence[Image]]"
     texts: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for name, images in self.exemplars.items():
+            for image in images:
+                key = pixels_sha256(image)
+                if key in seen:
+                    again = f"a picture of it is also one of {seen[key]}"
+                    what = "one picture is given twice" if seen[key] == name else again
+                    raise InputError(what, where=name, do="give each picture once")
+                seen[key] = name
 
 
 def asked(exemplars: Sequence[Path], disease: str | None, texts: Sequence[str], classes: Sequence[str]) -> Asked:
@@ -52,7 +66,7 @@ def asked(exemplars: Sequence[Path], disease: str | None, texts: Sequence[str], 
             raise InputError("no exemplar or no disease", where="options", do=do)
         if len(texts) > 1:
             raise InputError("one disease has one text", where="--text", do="join them")
-        return Asked({disease: [_picture(p) for p in exemplars]}, {disease: texts[0]} if texts else {})
+        return Asked({disease: [open_picture(p) for p in exemplars]}, {disease: texts[0]} if texts else {})
     if exemplars or disease:
         raise InputError(
             "--class goes without --exemplar and --disease", where="options", do="write every disease as --class"
@@ -64,7 +78,7 @@ def asked(exemplars: Sequence[Path], disease: str | None, texts: Sequence[str], 
     given = pairs(texts, "--text", "NAME=TEXT")
     if stray := sorted(set(given) - set(pictures)):
         raise InputError(f"{stray[0]!r} is no --class", where="--text", do=f"use one of {', '.join(pictures)}")
-    return Asked({name: [_picture(p) for p in paths] for name, paths in pictures.items()}, given)
+    return Asked({name: [open_picture(p) for p in paths] for name, paths in pictures.items()}, given)
 
 
 def pair(text: str, option: str, form: str) -> tuple[str, str]:
@@ -83,10 +97,6 @@ def pairs(texts: Sequence[str], option: str, form: str) -> dict[str, str]:
             raise InputError(f"{left!r} is given twice", where=option, do="keep one")
         found[left] = right
     return found
-
-
-def _picture(path: Path) -> "Image":
-    return decode_picture(read_limited(path, BYTES_LIMIT), path)
 
 
 def check_target(out: Path) -> None:

@@ -1,6 +1,5 @@
 """A site's own patients beside an exemplar: counted exactly, and their noised part taken out of the class memory first (design D13)."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from sgps import carry
 from sgps.errors import ConfigError, InputError, StateError
+from sgps.images import pixels_sha256
 from sgps.memory import COUNTS, ROWS, Contribution, Memory
 from sgps.release import Release
 from sgps_client.config import Site
@@ -47,7 +47,7 @@ def own_patients(
     """
     if not site.config.cohorts:
         raise ConfigError("cohorts: there is none", where=site.file, do="leave out --with-own-patients")
-    shown = {_pixels(image) for images in exemplars.values() for image in images}
+    shown = {pixels_sha256(image) for images in exemplars.values() for image in images}
     found: dict[str, list[NDArray[Any]]] = {i: [] for i in exemplars}
     unread = repeated = 0
     for cohort in site.config.cohorts:
@@ -61,7 +61,7 @@ def own_patients(
             except InputError:
                 unread += 1
                 continue
-            if any(_pixels(image) in shown for _, image in images):
+            if any(pixels_sha256(image) in shown for _, image in images):
                 repeated += 1
                 continue
             for label in sorted({label for label, _ in images} & set(found)):
@@ -110,7 +110,3 @@ def own_contributions(site: Site, release: Release, ledger: "Ledger") -> list[Co
             do="leave out --with-own-patients: own patients would count twice",
         )
     return parts
-
-
-def _pixels(image: "Image") -> str:
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgps.errors import InputError
-from sgps.files import read_limited, write_atomic
-from sgps.images import BYTES_LIMIT
-from sgps_client.data.pictures import decode_picture, picture_names, read_picture
+from sgps.files import write_atomic
+from sgps_client.data.pictures import open_picture, picture_names, read_picture
 from sgps_client.data.sources import escaped, open_source
 
 if TYPE_CHECKING:
@@ -57,14 +56,10 @@ def gather(paths: Sequence[Path]) -> list[Item]:
                 raise InputError("holds no picture", where=path, do="check the path")
             items += [Item(source.where(name), partial(read_picture, source, name)) for name in names]
         elif path.is_file():
-            items.append(Item(str(path), partial(_read, path)))
+            items.append(Item(str(path), partial(open_picture, path)))
         else:
             raise InputError("does not exist", where=path, do="check the path")
     return items
-
-
-def _read(path: Path) -> "Image":
-    return decode_picture(read_limited(path, BYTES_LIMIT), path)
 
 
 def answer(
@@ -127,10 +122,17 @@ def write_csv(path: Path, classifier: "Classifier", items: Sequence[Item], answe
     )
     for place, item in enumerate(items):
         if place in answers.faults:
-            table.writerow([item.name, *[""] * (7 + len(classifier.labels)), answers.faults[place]])
+            table.writerow([_cell(item.name), *[""] * (7 + len(classifier.labels)), _cell(answers.faults[place])])
             continue
         p = answers.predictions[place]
         numbers = [f"{p.scores[n]:.6g}" for n in classifier.labels]
         yes = [str(flag).lower() for flag in (p.accepted, p.none_of_these, p.other_kind)]
-        table.writerow([item.name, p.label, f"{p.probability:.6g}", *yes, f"{p.p:.6g}", f"{p.score:.6g}", *numbers, ""])
+        table.writerow(
+            [_cell(item.name), p.label, f"{p.probability:.6g}", *yes, f"{p.p:.6g}", f"{p.score:.6g}", *numbers, ""]
+        )
     write_atomic(path, escaped(out.getvalue()).encode(), mode=0o600)
+
+
+def _cell(text: str) -> str:
+    """A text that begins with a path. A spreadsheet would compute `=1.jpg`; `./=1.jpg` is the same file."""
+    return f"./{text}" if text[:1] in "=+-@" else text

@@ -120,7 +120,7 @@ class Store:
             except SgpsError:
                 continue
             if older.manifest.files.get(target.name) == sha256:
-                os.link(older.folder / target.name, target)
+                _linked(older.folder / target.name, target)
                 return
         part = self.folder / f".{sha256}.part"
         self._pull(part, coordinator, wanted, target.name)
@@ -131,7 +131,7 @@ class Store:
                 where=f"{coordinator.url} release {wanted.name} {target.name}",
                 do="it is fetched anew; if this stays, tell the coordinator",
             )
-        os.link(part, target)
+        _linked(part, target)
 
     def _pull(self, part: Path, coordinator: Coordinator, wanted: Named, name: str) -> None:
         """All bytes, over as many lines as it takes while each brings some."""
@@ -172,3 +172,12 @@ class Store:
             shutil.rmtree(target)
         work.rename(target)
         sync_folder(self.folder)
+
+
+def _linked(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with naming(target):
+            shutil.copyfile(source, target)

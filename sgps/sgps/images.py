@@ -3,6 +3,7 @@
 Importing this module imports no torch; `batch` and `views` do.
 """
 
+import hashlib
 import io
 import warnings
 from collections.abc import Sequence
@@ -60,6 +61,11 @@ def decode(data: bytes, where: object) -> Image.Image:
 def read(path: Path) -> Image.Image:
     """The picture in one file. Raises InputError when it is missing, too large or not a picture."""
     return decode(read_limited(path, BYTES_LIMIT), path)
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """Hash of size and pixels: the same for two files of one picture."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def from_array(pixels: np.ndarray, where: object) -> Image.Image:

@@ -202,7 +202,7 @@ def write(
 ) -> None:
     """Write a release folder whole or not at all; `files` of the manifest is filled in here.
 
-    contents: for each of FILES its bytes, or a path whose content is linked or copied. key: none leaves it unsigned (the release
+    contents: for each of FILES its bytes, or a path whose content is copied. key: none leaves it unsigned (the release
     that ships with the package is pinned by hash). Raises InputError when `target` exists.
     """
     with new_folder(target) as work:

@@ -22,7 +22,7 @@ import site_bench
 from sgps import images
 from sgps.errors import InputError
 from sgps_client import check_cohorts, making, prediction
-from sgps_client.data import cohort, open_source, read_labelled, read_picture
+from sgps_client.data import cohort, open_source, pictures, read_labelled, read_picture
 from sgps_client.records import encoded
 
 RED = Image.new("RGB", (40, 30), (200, 30, 60))
@@ -168,7 +168,7 @@ def test_broken_pictures_are_one_line_in_every_reader(tmp_path: Path, read: Read
 
 
 def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (images, prediction, making):
+    for module in (images, pictures):
         monkeypatch.setattr(module, "BYTES_LIMIT", 1000)
     for read in (as_exemplar, as_asked_file):
         (tmp_path / read.__name__).mkdir()

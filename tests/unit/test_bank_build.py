@@ -17,6 +17,7 @@ from sgps.errors import InputError
 from sgps.files import sha256_file
 from sgps.images import read
 from sgps.pretrain import bank as banks
+from sgps.pretrain.pictures import listing
 from sgps.release import BANK, FILES, MANIFEST, Provenance, Release, write
 from sgps.synthesis import Synthesizer
 
@@ -54,6 +55,20 @@ def table(folder: Path, other: dict[str, str]) -> None:
         rows.writerow(["image_id", "patient_id"])
         for path in sorted(folder.rglob("*.png")):
             rows.writerow([path.stem, other.get(path.stem, path.stem)])
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_table_of_a_spreadsheet_names_the_patients(pictures: Path, delimiter: str) -> None:
+    path = pictures / "table.csv"
+    path.write_text("\ufeff" + path.read_text().replace(",", delimiter))
+    lesion = dict(zip((found := listing(pictures)).name.tolist(), found.lesion.tolist(), strict=True))
+    assert lesion["mel/mel-5.png"] == lesion["mel/mel-0.png"] == "mel-0"
+
+
+def test_a_table_that_is_none_is_told(pictures: Path) -> None:
+    (pictures / "table.csv").write_text(f"image_id,patient_id\n{'a' * 200_000},p\n")
+    with pytest.raises(InputError, match=r"table\.csv: is not a CSV table"):
+        listing(pictures)
 
 
 def test_the_folder_of_a_site_is_not_published(small: Release, pictures: Path) -> None:

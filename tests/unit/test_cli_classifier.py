@@ -133,6 +133,15 @@ def test_a_name_given_twice_is_refused(run: Any, exemplar: Path, model: Path, la
     fails(ran, 2, "--class: 'nv' is given twice")
 
 
+def test_the_same_picture_twice_is_refused(run: Any, exemplar: Path, tmp_path: Path) -> None:
+    """A copy would count as another patient, and the stated probability would be too sure."""
+    shutil.copy(exemplar, tmp_path / "copy.png")
+    two = ("synthesize", "--exemplar", exemplar, "--exemplar", "copy.png", "--disease", "df", "--out", "m")
+    fails(run(*two), 2, "df: one picture is given twice")
+    two = ("synthesize", "--class", f"df={exemplar}", "--class", "nv=copy.png", "--out", "m")
+    fails(run(*two), 2, "nv: a picture of it is also one of df")
+
+
 def test_only_what_a_killed_run_left_of_this_very_folder_is_removed(tmp_path: Path) -> None:
     mine, kept = [".m.abcd_123.tmp"], [".m.v2.abcd_123.tmp", ".mm.abcd_123.tmp", ".m.notes.tmp"]
     for name in (*mine, *kept):
@@ -323,8 +332,8 @@ def test_unknown_disease_offers_the_nearest_and_uses_no_row(run: Any, exemplar: 
 
 
 def test_several_diseases(run: Any, exemplar: Path, tmp_path: Path, release: Release) -> None:
-    other = lesion(tmp_path / "other.png", 0, profile=8)
-    words = ("--class", f"df={exemplar},{exemplar}", "--class", f"rash={other}", "--text", "rash=red and flat")
+    second, other = lesion(tmp_path / "second.png", 1), lesion(tmp_path / "other.png", 0, profile=8)
+    words = ("--class", f"df={exemplar},{second}", "--class", f"rash={other}", "--text", "rash=red and flat")
     ran = run("synthesize", *words, *pinned(release), "--out", "m", "--json")
     assert ran.code == 0, ran.err
     assert ran.facts["labels"] == ["df", "rash"] and [d["exemplars"] for d in ran.facts["diseases"]] == [2, 1]

@@ -1,6 +1,8 @@
 """Releases come in pieces over lines that break, and only what verifies is there afterwards."""
 
+import errno
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -85,6 +87,16 @@ def there(bench: Bench) -> list[str]:
 def nothing_old(bench: Bench) -> None:
     """No file can be taken from an older release."""
     shutil.rmtree(bench.site.releases)
+
+
+def test_a_share_that_knows_no_links_gets_copies(bench: Bench, shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert fetch(bench, shelf).newest() is not None  # from the older release
+    nothing_old(bench)
+    assert fetch(bench, shelf).newest() is not None and there(bench) == ["0001"]  # from the coordinator
 
 
 def test_a_release_is_fetched_verified_and_newest(bench: Bench, shelf: Shelf) -> None:

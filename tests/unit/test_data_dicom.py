@@ -113,6 +113,11 @@ def test_bad_objects() -> None:
     refused(bytes(128) + b"DICM" + bytes(range(256)), "DICOM|no picture")
 
 
+def test_the_index_of_a_medium_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert picture_names(open_source(tmp_path)) == []
+
+
 def test_dicom_is_found_without_a_suffix(tmp_path: Path) -> None:
     data = dicom(RAMP, "MONOCHROME2")
     assert is_dicom(data) and not is_dicom(b"\xff\xd8\xff")

@@ -109,6 +109,19 @@ def test_csv(pictures: Path, model: Classifier) -> None:
         write_csv(out, model, items, answers)
 
 
+def test_no_name_of_a_picture_is_a_formula(tmp_path: Path, model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spreadsheet computes a cell that begins with one of = + - @."""
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.jpg", "@a.jpg"]
+    for name, data in zip(names, (jpeg(0), b"no picture"), strict=True):
+        Path(name).write_bytes(data)
+    items = gather([Path(name) for name in names])
+    write_csv(Path("out.csv"), model, items, answer(model, items))
+    with Path("out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["image"] for r in rows] == ["./=1+1.jpg", "./@a.jpg"] and rows[1]["fault"].startswith("./@a.jpg: is not")
+
+
 def test_csv_of_a_picture_whose_name_is_no_text(pictures: Path, model: Classifier) -> None:
     path = pictures / os.fsdecode(b"n\xe4vus.jpg")
     path.write_bytes(jpeg(0))

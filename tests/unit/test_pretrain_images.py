@@ -188,3 +188,13 @@ def test_an_atlas_keeps_so_many_lesions_of_a_class_and_none_that_the_recipe_hold
     assert not (usual & ~small).any()
     assert all(len(np.unique(lesion[~small & (label == c)])) == 4 for c in recipe.base_classes)
     assert (held_out(lesion, label, recipe.model_copy(update={"atlas": 99})) == usual).all()
+
+
+def test_a_damaged_member_of_a_zip_is_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("nv/a.png", bytes(range(256)) * 40)
+    data = bytearray((tmp_path / "set.zip").read_bytes())
+    data[45:60] = b"\xff" * 15
+    (tmp_path / "set.zip").write_bytes(data)
+    with pytest.raises(InputError, match=r"nv/a\.png: is damaged"):
+        images.Source(tmp_path, "set").read("nv/a.png")

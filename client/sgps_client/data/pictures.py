@@ -1,10 +1,11 @@
 """Which files are pictures, and how each becomes RGB."""
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from sgps.images import SUFFIXES, decode
+from sgps.files import read_limited
+from sgps.images import BYTES_LIMIT, SUFFIXES, decode
 from sgps_client.data.dicom import decode_dicom, is_dicom
 from sgps_client.data.sources import Source
 
@@ -14,6 +15,11 @@ _DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".dic"})
 def decode_picture(data: bytes, where: object) -> Image.Image:
     """Bytes of a picture file or of a DICOM object -> RGB. Raises InputError, one line."""
     return decode_dicom(data, where) if is_dicom(data) else decode(data, where)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """The picture in one file. Raises InputError that names it."""
+    return decode_picture(read_limited(path, BYTES_LIMIT), path)
 
 
 def read_picture(source: Source, name: str) -> Image.Image:

@@ -13,11 +13,11 @@ from sgps.images import BYTES_LIMIT
 FILES_LIMIT = 1_000_000
 FILE_LIMIT = 256 << 20  # bytes of one member, tables included
 _ENCRYPTED = 0x1  # bit of a zip member's flags
-_NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+_NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "DICOMDIR"})
 
 
 class Source(ABC):
-    """Files by name. `names` is sorted; hidden files and the litter of desktop systems are left out."""
+    """Files by name. `names` is sorted; hidden files, the litter of desktop systems and the index of a DICOM medium are left out."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
         self.path = path

@@ -66,7 +66,7 @@ class Source:
             raise InputError(f"is larger than {BYTES_LIMIT:,} bytes", where=f"{self.where} {name}")
         try:
             return self.archive.read(name)
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # besides BadZipFile, zlib, bz2 and lzma each have their own
             raise InputError("is damaged", where=f"{self.where} {name}", do="copy the zip again") from error
 
     def images(self) -> list[str]:

@@ -75,7 +75,13 @@ def _table(source: Source) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
     for table in (n for n in source.names if n.lower().endswith(".csv") and "__MACOSX" not in n):
         text = source.read(table).decode("utf-8-sig", errors="replace")
-        for raw in csv.DictReader(io.StringIO(text)):
+        delimiter = max(",;\t", key=text.split("\n", 1)[0].count)
+        try:
+            found = [*csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)]
+        except csv.Error as error:
+            where = f"{source.where}/{table}"
+            raise InputError(f"is not a CSV table: {error}", where=where, do="save it as CSV UTF-8 again") from error
+        for raw in found:
             row = {str(k).strip().lower(): str(v).strip() for k, v in raw.items() if k and v}
             if key := _first(row, IMAGE):
                 rows[PurePosixPath(key).name] = row
