@@ -22,7 +22,7 @@ def card(r: Record) -> str:
         *(_disease(d.label, d.id, d.exemplars, d.own, d.worth) for d in o.diseases),
         *(f'  Text of {d.label}: "{d.text}"' for d in o.diseases),
         f"* Rivals from the public reference bank: {', '.join(r.labels[c.named :]) or 'none'}.",
-        f"* Release `{o.release}` ({o.release_sha256[:16]}), reference bank {o.bank_sha256[:16]}; kind of picture: {o.domain}.",
+        f"* Release `{o.release}` ({o.release_sha256[:16]}), reference bank {o.bank_sha256[:16]}; judged beside public pictures of the kind: {o.domain}.",
         (
             f"* Network: timm `{r.architecture}`, {r.size} x {r.size} pixels, {len(r.labels)} outputs, synthesized in"
             f" {o.seconds['weights']:.1f} s without training."
