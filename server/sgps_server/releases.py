@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from sgps.code import contributor_code
 from sgps.errors import InputError, StateError
-from sgps.files import new_folder, read_limited, sha256_file, write_atomic
-from sgps.release import FILES, MANIFEST, MANIFEST_LIMIT, MEMORY, SIGNATURE, Carry, Release, Round, write
+from sgps.files import new_folder, read_limited, sha256_file, torn, write_atomic
+from sgps.release import FILES, MANIFEST, MANIFEST_LIMIT, MEMORY, SIGNATURE, Carry, Manifest, Release, Round, write
 from sgps.signing import fingerprint
 from sgps_server.checkpoint import Record
 from sgps_server.kinds import Result
@@ -94,8 +95,7 @@ def following(
             "figures": {**before.manifest.figures, ANCHOR: anchor},
         }
     )
-    write(target, contents, manifest, key)
-    return Release.open(target, key=key.public_key())
+    return _written(target, contents, manifest, key)
 
 
 def carried(
@@ -130,6 +130,12 @@ def carried(
         }
     )
     contents: dict[str, bytes | Path] = {name: source.folder / name for name in FILES} | {MEMORY: memory}
+    return _written(target, contents, manifest, key)
+
+
+def _written(target: Path, contents: dict[str, bytes | Path], manifest: Manifest, key: Ed25519PrivateKey) -> Release:
+    for half in torn(target):  # of a life that was killed here
+        shutil.rmtree(half)
     write(target, contents, manifest, key)
     return Release.open(target, key=key.public_key())
 

@@ -54,6 +54,12 @@ def repool(folder: Folder) -> Repooled:
                 raise StateError(
                     "is of a `releases carry` that was interrupted", where=target, do="give that command again"
                 )
+            if not _parts(release) <= {(r.round, r.site) for r in state.accepted}:
+                raise StateError(
+                    "holds contributions that the checkpoint does not have: it is gone, or an older copy",
+                    where=target,
+                    do="restore state/ from the newest backup",
+                )
         else:
             gone = Registry(folder.registry).entries().withdrawn
             counted = [r for r in state.accepted if r.site not in gone or not separable(state.terms[r.round])]

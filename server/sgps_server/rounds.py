@@ -17,7 +17,7 @@ from sgps.plan import Plan, SignedPlan
 from sgps.release import Release
 from sgps_privacy.terms import Terms
 from sgps_server import releases
-from sgps_server.audit import Audit
+from sgps_server.audit import Audit, read
 from sgps_server.checkpoint import Checkpoint, Open, Record
 from sgps_server.config import Federation, Folder
 from sgps_server.flower_link import Link, Roster, lost
@@ -76,6 +76,10 @@ class Rounds:
         if self._checkpoint.state.open:
             o = self._checkpoint.state.open
             self._report("resumed", done=self.done, round=o.round, attempt=o.attempt)
+            told = {(e["round"], e["site"]) for e in read(self._audit.path) if e["event"] == "contribution"}
+            for record in self._checkpoint.state.accepted:  # a kill may have come before its line
+                if record.round == o.round and (record.round, record.site) not in told:
+                    self._note(record, o.attempt)
         while self.done < self._settings.rounds:
             self._round(self.done + 1)
         self._board.set(state="done", round=self.done, rounds=max(self.done, self._settings.rounds), waiting_for=[])
@@ -330,10 +334,11 @@ class Rounds:
             signature=a.signature,
             key=a.key,
         )
-        self._audit.add(
-            "contribution", round=number, attempt=attempt, site=site, receipt=a.receipt, arrays=record.sha256
-        )
+        self._note(record, attempt)
         self._report("reply", round=number, site=site, receipt=a.receipt)
+
+    def _note(self, r: Record, attempt: int) -> None:
+        self._audit.add("contribution", round=r.round, attempt=attempt, site=r.site, receipt=r.receipt, arrays=r.sha256)
 
     def _close(self, number: int) -> None:
         sites, counted = self._contributed(number), self._counted()

@@ -131,6 +131,41 @@ def test_of_two_that_withdraw_only_the_one_before_closing_is_left_out_whenever_t
     holds(folder, 2, ("south",))
 
 
+def test_a_contribution_whose_line_in_the_record_a_kill_prevented_gets_it_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = ("contribution", "south")
+    dies(monkeypatch, folder, audit.Audit, "add", lambda _, event, **f: (event, f.get("site")) == last)
+    assert [r.site for r in read_state(folder.state).accepted] == ["north", "south"]
+    run(folder)
+    lines = [e for e in audit.read(folder.audit) if e["event"] == "contribution"]
+    stored = {r.site: (r.receipt, r.sha256) for r in read_state(folder.state).accepted}
+    assert sorted(e["site"] for e in lines) == sorted(SITES)
+    assert {e["site"]: (e["receipt"], e["arrays"]) for e in lines} == stored
+
+
+def test_a_release_that_a_kill_left_half_written_is_cleared_away(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)  # a kill clears nothing away
+        dies(monkeypatch, folder, Path, "rename", lambda *_: True)
+    assert [p.name.startswith(".0001.") for p in sorted(folder.releases.iterdir())] == [True, False]
+    run(folder)
+    assert [p.name for p in sorted(folder.releases.iterdir())] == ["0000", "0001"]
+
+
+def test_a_release_of_which_the_checkpoint_knows_nothing_is_not_taken(folder: Folder) -> None:
+    """The next release would be without those who paid for this one."""
+    run(folder)
+    (folder.state / "checkpoint.json").unlink()
+    with pytest.raises(StateError, match="repool"):
+        run(folder, 2)
+    with pytest.raises(StateError, match="the checkpoint does not have"):
+        repool.repool(folder)
+    assert read_state(folder.state).done == 0
+
+
 def test_a_site_that_said_nothing_is_asked_once_more_although_a_quorum_is_here(folder: Folder) -> None:
     """Its sum may be paid for and late: the next attempt gets the same bytes."""
     times = {"answer_after": 0.2, "deadline_after": 0.6}
