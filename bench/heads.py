@@ -40,13 +40,13 @@ ONE_SHOTS = (2, 5, 10)
 Head = Callable[[Array, Array], Array]
 
 
-def spread_head(prior: float | None) -> Head:
-    """Of features that are centred already. prior: patients that the identity stands for; none: without spread."""
+def spread_head(trust: Trust | None) -> Head:
+    """Of features that are centred already; without spread where there is no trust in it."""
 
     def scores(support: Array, queries: Array) -> Array:
         given = torch.from_numpy(np.asarray(support, np.float64))
         centre = given.new_zeros(given.shape[-1])
-        spread = None if prior is None else spread_of([*given], centre, Trust(2, prior))
+        spread = spread_of([*given], centre, trust) if trust else None
         return np.asarray(queries @ linear_head(given.mean(1), centre, 1.0, spread)[0].numpy().T)
 
     return scores
@@ -54,7 +54,7 @@ def spread_head(prior: float | None) -> Head:
 
 HEADS: dict[str, Head] = {
     PLAIN: spread_head(None),
-    **{f"spread, prior {p:g}": spread_head(p) for p in PRIORS},
+    **{f"spread, prior {p:g}": spread_head(Trust(2, p)) for p in PRIORS},
     "ridge probe, strength 1": closed.HEADS["ridge"][1],
     "logistic probe, strength 1": closed.HEADS["logistic"][1],
 }
@@ -76,14 +76,16 @@ def worlds(data: Path, out: Path, seed: int) -> dict[str, tuple[Array, Array, Ar
     return found | {f"{name}, {LITE0}": (f - middle, *columns) for name, (f, columns) in plain.items()}
 
 
-def measure(features: Array, label: Array, lesion: Array, count: int, seed: int) -> dict[str, Any]:
+def measure(
+    features: Array, label: Array, lesion: Array, count: int, seed: int, heads: Mapping[str, Head] = HEADS
+) -> dict[str, Any]:
     """Setting -> head -> accuracy and its difference to centred cosine; settings that the smallest class supports."""
     classes = sorted(set(label.tolist()))
     fewest, out = min(len(set(lesion[label == c].tolist())) for c in classes), dict[str, Any]()
     for ways, shots in SETTINGS:
         if min(QUERIES, fewest - shots) >= LEAST:
             e = sample_episodes(label, lesion, classes, ways, shots, min(QUERIES, fewest - shots), count, seed)
-            right = {name: accuracy(features, e, head) for name, head in HEADS.items()}
+            right = {name: accuracy(features, e, head) for name, head in heads.items()}
             out[e.name] = {
                 name: {**vars(interval(v)), "gain": vars(paired_difference(v, right[PLAIN]))}
                 for name, v in right.items()

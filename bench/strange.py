@@ -16,49 +16,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from bench import heads
 from bench.decision import OTHERS
 from bench.features import Array, base_features, lite0_features
 from bench.figures import percent, table
+from bench.heads import LITE0, PLAIN, Head, spread_head
 from bench.networks import judges
-from bench.peers import closed
 from bench.pictures import read_pictures
 from bench.program import finish
 from sgps.bank import Bank, BankClass, build
-from sgps.episodes import accuracy, interval, paired_difference, sample_episodes
 from sgps.errors import InputError
 from sgps.files import write_atomic
-from sgps.generator import KNOWN_KIND, STRANGE_KIND, Trust, linear_head, spread_of
+from sgps.generator import KNOWN_KIND, STRANGE_KIND
 from sgps.rivals import STRANGE, Familiarity
 from sgps.shipped import shipped_release
 
 ASKED = ((1, 1), (1, 5), (3, 5))  # classes, exemplars of each
-SETTINGS = ((2, 2), (2, 5), (3, 5), (3, 10), (3, 20))
-QUERIES, LEAST, TASKS = 15, 10, 2000
+TASKS = 2000
 IN_BANK = {"drawn": 20}  # pictures of a class that a bank takes, where it is not 60
-SHIPPED, LITE0 = "shipped release", "frozen Lite0"
+SHIPPED = "shipped release"
 
 
-def head(trust: Trust | None) -> Any:
-    """Of features that are centred already."""
-
-    def scores(support: Array, queries: Array) -> Array:
-        given = torch.from_numpy(np.asarray(support, np.float64))
-        centre = given.new_zeros(given.shape[-1])
-        spread = spread_of([*given], centre, trust) if trust else None
-        return np.asarray(queries @ linear_head(given.mean(1), centre, 1.0, spread)[0].numpy().T)
-
-    return scores
-
-
-PLAIN, RULE = "centred cosine", "as synthesis, kind is new"
-HEADS = {
-    PLAIN: head(None),
-    "as synthesis, kind is known": head(KNOWN_KIND),
-    RULE: head(STRANGE_KIND),
-    "ridge probe, strength 1": closed.HEADS["ridge"][1],
-    "logistic probe, strength 1": closed.HEADS["logistic"][1],
+RULE = "as synthesis, kind is new"
+HEADS: dict[str, Head] = {
+    PLAIN: spread_head(None),
+    "as synthesis, kind is known": spread_head(KNOWN_KIND),
+    RULE: spread_head(STRANGE_KIND),
+    **{name: h for name, h in heads.HEADS.items() if "probe" in name},
 }
 
 
@@ -131,21 +116,6 @@ def noticed(kind: Kind, seed: int) -> dict[str, float]:
     return out
 
 
-def measure(kind: Kind, count: int, seed: int) -> dict[str, Any]:
-    """Setting -> head -> accuracy and its difference to centred cosine; settings that the smallest class supports."""
-    classes, out = sorted(set(kind.label.tolist())), dict[str, Any]()
-    fewest = min(len(set(kind.lesion[kind.label == c].tolist())) for c in classes)
-    for ways, shots in SETTINGS:
-        queries = min(QUERIES, fewest - shots)
-        if queries >= LEAST and len(classes) >= ways:
-            e = sample_episodes(kind.label, kind.lesion, classes, ways, shots, queries, count, seed)
-            right = {name: accuracy(kind.features.astype(np.float64), e, h) for name, h in HEADS.items()}
-            out[e.name] = {
-                n: {**vars(interval(v)), "gain": vars(paired_difference(v, right[PLAIN]))} for n, v in right.items()
-            }
-    return out
-
-
 def report(r: Mapping[str, Any]) -> str:
     """Markdown."""
     asked = [f"{w} x {s}" for w, s in ASKED]
@@ -180,7 +150,11 @@ def run(data: Path, out: Path, count: int = 300, seed: int = 51) -> dict[str, An
     results: dict[str, Any] = {"episodes": count, "seed": seed, "noticed": {}, "heads": {}}
     for network, kinds in ((SHIPPED, shipped(data, out, seed)), (LITE0, hidden(data, out, seed))):
         results["noticed"][network] = {n: (k.new, noticed(k, seed)) for n, k in kinds.items()}
-        results["heads"][network] = {n: measure(k, count, seed) for n, k in kinds.items() if k.new}
+        results["heads"][network] = {
+            n: heads.measure(k.features.astype(np.float64), k.label, k.lesion, count, seed, HEADS)
+            for n, k in kinds.items()
+            if k.new
+        }
         write_atomic(out / "results.json", json.dumps(results, indent=1).encode())
         write_atomic(out / "results.md", report(results).encode())
         print(network, flush=True)

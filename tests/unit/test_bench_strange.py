@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bench.strange import HEADS, PLAIN, RULE, Kind, measure, noticed, report, without
+from bench.heads import PLAIN, measure
+from bench.strange import HEADS, RULE, Kind, noticed, report, without
 from sgps.rivals import Familiarity
 
 
@@ -27,6 +28,10 @@ def kind(samples, hidden, name="brain"):
     return bank, Kind(features - centre, label, lesion, Familiarity(bank, centre)(features), name == hidden)
 
 
+def heads_of(kind, count):
+    return measure(kind.features, kind.label, kind.lesion, count, 1, HEADS)
+
+
 def test_a_hidden_kind_is_noticed_and_a_known_one_is_not(samples):
     bank, brain = kind(samples, "brain")
     assert {c.domain for c in bank.classes} == {"skin", "chest"} and len(bank.classes) == 4
@@ -36,7 +41,7 @@ def test_a_hidden_kind_is_noticed_and_a_known_one_is_not(samples):
 
 
 def test_spread_serves_where_nothing_is_known(samples):
-    by = measure(kind(samples, "brain")[1], 40, 1)
+    by = heads_of(kind(samples, "brain")[1], 40)
     assert set(by) == {"2w2s", "2w5s", "3w5s", "3w10s", "3w20s"}
     gain = by["3w10s"][RULE]["gain"]
     assert gain["mean"] - gain["half"] > 0.03 and by["3w5s"]["as synthesis, kind is known"]["gain"]["mean"] == 0
@@ -48,7 +53,7 @@ def test_the_report_has_every_row(samples):
         "episodes": 10,
         "seed": 1,
         "noticed": {"n": {"brain": (True, noticed(brain, 1)), "one class": (False, {"1 x 1": 0.5})}},
-        "heads": {"n": {"brain": measure(brain, 10, 1)}},
+        "heads": {"n": {"brain": heads_of(brain, 10)}},
     }
     text = report(results)
     assert all(h in text for h in HEADS) and text.count("| n | brain |") == 1 + 5 and "| 50.0 | - | - |" in text
