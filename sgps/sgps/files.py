@@ -61,7 +61,8 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 def new_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it is renamed to `path` when the block ends well, else removed.
 
-    Raises InputError when `path` exists already: nothing is overwritten; OSError that names `path` where its files do not become durable.
+    Raises InputError when `path` exists already: nothing is overwritten; OSError that names `path` where its files do not become durable, or
+    where that of the block names nothing.
     """
     if path.exists():
         raise InputError("exists already", where=path, do="choose another name or remove it")
@@ -78,8 +79,11 @@ def new_folder(path: Path, mode: int = 0o755) -> Iterator[Path]:
                     os.close(handle)
             work.chmod(mode)
             work.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            with naming(path):
+                raise
         raise
     with naming(path):
         sync_folder(path.parent)

@@ -76,6 +76,13 @@ def test_a_folder_that_cannot_be_kept_is_named(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fills_while_a_folder_is_written_is_named(tmp_path: Path) -> None:
+    """Libraries that draw or save raise what `write` raises: it names nothing."""
+    with pytest.raises(OSError, match="No space") as caught, new_folder(tmp_path / "f"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "f") and not [*tmp_path.iterdir()]
+
+
 def test_reading_is_limited(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"12345")
     assert read_limited(tmp_path / "big", 5) == b"12345"
