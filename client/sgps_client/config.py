@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from sgps.errors import SgpsError, SignatureError
+from sgps.errors import InputError, SgpsError, SignatureError
 from sgps.files import read_limited
 from sgps.plan import ClassId, Hex, KindName, SiteName
 from sgps.settings import LIMIT, Settings, load, parse
@@ -170,6 +170,12 @@ class Site:
     @classmethod
     def load(cls, file: Path) -> "Site":
         """Raises ConfigError that names every key that does not fit, InputError when the file is missing."""
+        if not file.exists():
+            raise InputError(
+                "no such file",
+                where=file,
+                do="go to the site's folder or name it with --config; `sgps-client enroll` makes one",
+            )
         return cls(load(file, SiteConfig), file.resolve())
 
     @classmethod
