@@ -41,6 +41,10 @@ def test_two_diseases_lie_in_their_sites_and_the_third_nowhere(world: World) -> 
 
 def test_a_zip_of_class_folders_and_a_table_is_dealt_by_patient(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", [PRESETS[d] for d in DRAWN], 16, seed=0, size=32, views=2)
+    for shadow in ("__MACOSX", ".Trash"):  # what a Mac puts beside every file
+        (tmp_path / "set" / shadow / DRAWN[0]).mkdir(parents=True)
+        for n in range(3):
+            (tmp_path / "set" / shadow / DRAWN[0] / f"._{n}.jpg").write_bytes(b"Mac OS X")
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
         for file in (tmp_path / "set").rglob("*.*"):
             archive.write(file, file.relative_to(tmp_path / "set"))

@@ -148,6 +148,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Callable[[], bytes]:
 
 
 def _pictures(files: dict[str, Callable[[], bytes]], source: Path) -> Iterator[Picture]:
+    files = {n: read for n, read in files.items() if not any(p.startswith((".", "__MACOSX")) for p in n.split("/"))}
     rows: dict[str, dict[str, Any]] = {}
     for table in (n for n in files if n.lower().endswith(".csv")):
         for row in csv.DictReader(io.StringIO(files[table]().decode("utf-8-sig"))):
