@@ -3,16 +3,15 @@ or transformers load."""
 
 import os
 
+from sgps.command import OFFLINE
 from sgps.wire import TLS_13
 
 SWITCHES = {
+    **OFFLINE,
     **TLS_13,
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 

@@ -14,6 +14,7 @@ from sgps.code import contributor_code
 from sgps.errors import SgpsError
 
 INTERRUPTED, USAGE = 130, 2
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # no look-up anywhere
 _DO = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
@@ -41,6 +42,7 @@ def run(
         def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
             super().write_dl([(name, text.replace(r"\[", "[")) for name, text in rows], col_max, col_spacing)
 
+    os.environ.update(OFFLINE)  # read once, by whoever imports timm or transformers first
     click.Context.formatter_class = Formatter
     as_json = "--json" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgps.command import OFFLINE
 from sgps.errors import InputError, StateError
 from sgps.open_folder import Spec
 from sgps.text import refuse_empty
 
 __all__ = ["ImageTower", "OpenText", "Spec"]
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _TEACHES = "a network for pictures teaches the base (sgps pretrain base --encoders) and is no class token of its own"
 _BATCH = 32
 _MOST_TOKENS = 256
@@ -123,7 +123,7 @@ Built = tuple[nn.Module, int, Sequence[float], Sequence[float]]
 
 def _library(name: str) -> Any:
     """An encoder library, imported with every look-up switched off. What it would say besides, the caller says in one line."""
-    os.environ.update(_OFFLINE)
+    os.environ.update(OFFLINE)
     try:
         library = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -163,7 +163,7 @@ def _clip(spec: Spec) -> tuple[nn.Module, dict[str, Any]]:
             spec.config("config.json")
             text |= {"hf_model_name": str(spec.folder), "hf_model_pretrained": False}
         if "timm_model_name" in vision:
-            vision["timm_model_pretrained"] = False
+            vision |= {"timm_model_name": _of_timm(vision["timm_model_name"], spec), "timm_model_pretrained": False}
         made = library.CustomTextCLIP if custom else library.CLIP
         net: nn.Module = made(**model, text_cfg=text, vision_cfg=vision)
     except (KeyError, TypeError, ValueError, RuntimeError, AssertionError, OSError, AttributeError) as error:
@@ -203,13 +203,21 @@ def _timm_image(spec: Spec) -> Built:
     try:
         said, options = dict(config.get("pretrained_cfg", {})), dict(config.get("model_args", {}))
         options |= {"num_classes": 0, "pretrained_cfg": said or None}
-        net = library.create_model(config["architecture"], pretrained=False, **options)
+        net = library.create_model(_of_timm(config["architecture"], spec), pretrained=False, **options)
         known = library.data.resolve_data_config(said, model=net)
         head = tuple(f"{n}." for n in _names(said.get("classifier")))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise spec.fault(error) from error
     _fill(net, spec.weights(), spec, head or ("head.", "fc.", "classifier."))
     return net, int(known["input_size"][-1]), known["mean"], known["std"]
+
+
+def _of_timm(name: Any, spec: Spec) -> str:
+    """A name of timm's own: `hf-hub:X` would be fetched, `local-dir:X` is another folder than the one that is hashed."""
+    if ":" in str(name):
+        do = "write one of timm.list_models() in its configuration"
+        raise InputError(f"names the network {name}, which is none of timm's", where=spec.folder, do=do)
+    return str(name)
 
 
 def _names(classifier: Any) -> tuple[str, ...]:

@@ -65,6 +65,14 @@ def test_a_wrong_command_line_is_one_line_in_every_program(module: str, argument
     assert done.stderr.startswith(module.removesuffix(".cli").replace("_", "-") + ": ")
 
 
+def test_no_program_looks_anything_up() -> None:
+    """Whoever imports timm first imports the hub's client, which reads its switches once."""
+    code = "from sgps import command; import typer\napp = typer.Typer()\n@app.command()\ndef f() -> None:\n  import huggingface_hub.constants as c\n  print(c.HF_HUB_OFFLINE)\ncommand.run('p', app)"
+    there = {n: v for n, v in _path().items() if not n.startswith(("HF_", "TRANSFORMERS_"))}
+    done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_a_terminal_without_a_letter_is_no_error() -> None:
     code = "from sgps import command; import typer\napp = typer.Typer()\n@app.command()\ndef f() -> None:\n  typer.echo('\u201cnone\u201d')\ncommand.run('p', app)"
     done = subprocess.run(

@@ -193,6 +193,19 @@ def test_a_broken_folder_is_one_line(
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["hf-hub:someone/else", "hf_hub:someone/else", "local-dir:elsewhere"])
+def test_a_configuration_that_points_elsewhere_is_refused(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """timm would fetch such a network, or read another folder than the one that is named and hashed."""
+    vit, clip = (shutil.copytree(folders[kind], tmp_path / kind) for kind in ("vit", "biomed"))
+    change_config("config.json", architecture=name)(vit)
+    said = json.loads((clip / "open_clip_config.json").read_text())
+    said["model_cfg"]["vision_cfg"]["timm_model_name"] = name
+    (clip / "open_clip_config.json").write_text(json.dumps(said))
+    for made in (f"timm:{vit}", f"open_clip:{clip}"):
+        with pytest.raises(InputError, match=f"names the network {name}, which is none of timm's"):
+            ImageTower(Spec.parse(made))
+
+
 def test_numbers_that_are_not_finite(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["vit"], tmp_path / "vit")
     change_weights(lambda t: t[first(t)].fill_(float("nan")))(folder)
