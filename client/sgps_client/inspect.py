@@ -74,8 +74,9 @@ class Inspection:
     def text(self) -> str:
         m = self.manifest
         learned = ", ".join(m.architecture.learned) or "none"
+        whose = "no federation" if m.federation == "none" else m.federation
         lines = [
-            f"release      {m.name} of {m.federation}; verified with {self.pinned}",
+            f"release      {m.name} of {whose}; verified with {self.pinned}",
             f"sha256       {self.sha256}",
             f"network      {m.architecture.base} at {m.architecture.size} px; learned parts switched on: {learned}",
             f"classes      {len(m.classes)}",

@@ -101,7 +101,7 @@ class Outlook:
             few = ": the row mostly passes for noise and is then not used"
         return [
             f"bring  signal over noise r = {formula} = {self.r:.2f}: {kept.share()} is kept ({kept.span()} in the measured combinations){few}",
-            f"       one exemplar gains about {self.gain:.0f} points of AUROC by these patients without noise, {self.gain * self.kept / 100:.1f} with it",
+            f"       one exemplar gains about {self.gain:.1f} points of AUROC by these patients without noise, {self.gain * self.kept / 100:.1f} with it",
             f"       for 80 % of the gain (r = {ENOUGH:g}), {self.enough} patients of the disease are needed {where}",
             rows_beside(self.epsilon, self.delta),
         ]
