@@ -104,6 +104,16 @@ def test_zip_damaged(tmp_path: Path) -> None:
     refused(tmp_path / "short.zip", "neither a folder nor a zip")
 
 
+def test_zip_of_a_mac(tmp_path: Path) -> None:
+    """Its names are UTF-8, and nothing in the zip says so."""
+    name = "Na\u0308vus/1.jpg".encode()
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as file:
+        file.writestr("x" * len(name), b"one")
+    (tmp_path / "mac.zip").write_bytes((tmp_path / "mac.zip").read_bytes().replace(b"x" * len(name), name))
+    source = open_source(tmp_path / "mac.zip")
+    assert source.names == [name.decode()] and source.read(name.decode()) == b"one"
+
+
 def test_name_that_is_no_text(tmp_path: Path) -> None:
     """Of an old share: it could be written neither into a CSV nor into a report."""
     (tmp_path / os.fsdecode(b"n\xe4vus.jpg")).write_bytes(b"x")

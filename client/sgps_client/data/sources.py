@@ -12,7 +12,7 @@ from sgps.images import BYTES_LIMIT
 
 FILES_LIMIT = 1_000_000
 FILE_LIMIT = 256 << 20  # bytes of one member, tables included
-_ENCRYPTED = 0x1  # bit of a zip member's flags
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # bits of a zip member's flags
 _NOISE = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "DICOMDIR"})
 
 
@@ -109,15 +109,15 @@ class _Zip(Source):
             )
         self._members: dict[str, zipfile.ZipInfo] = {}
         for member in members:
-            fault = _fault(member)
-            if member.filename in self._members:
+            fault, name = _fault(member), _name(member)
+            if name in self._members:
                 fault = "is in the zip twice"
             if fault:
                 raise InputError(
                     f"{member.filename!r} {fault}", where=path, do="make the zip again; nothing of it was used"
                 )
-            if not member.is_dir() and _visible(member.filename):
-                self._members[member.filename] = member
+            if not member.is_dir() and _visible(name):
+                self._members[name] = member
         super().__init__(path, list(self._members))
 
     def read(self, name: str, limit: int = BYTES_LIMIT) -> bytes:
@@ -136,6 +136,16 @@ class _Zip(Source):
                 return file.read(count)
         except Exception as error:  # besides BadZipFile, zlib, bz2 and lzma each have their own
             raise InputError("is damaged in the zip", where=self.where(name), do="make the zip again") from error
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    """Macs write names in UTF-8 without saying so, which zipfile takes for code page 437."""
+    if member.flag_bits & _UTF8:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode()
+    except UnicodeError:
+        return member.filename
 
 
 def _fault(member: zipfile.ZipInfo) -> str:
