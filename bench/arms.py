@@ -140,11 +140,7 @@ class Arms:
         ours = self.ours(*{"ours-no-body": ["body"], "ours-no-text": ["text"]}.get(name, []))
         if name == "ours-random-body":
             ours = with_random_body(Ours(with_body(self.release), self.pictures, self._places(self.base)))
-        asked = (
-            Rows(ours.synthesizer.encoder.encoder, self.queries, self._places(self.base_asked))
-            if self.queries
-            else None
-        )
+        asked = Rows(ours.encoder, self.queries.image, self._places(self.base_asked)) if self.queries else None
 
         def method(episodes: Episodes, place: int) -> tuple[Array, float]:
             names, support, queries = self._task(episodes, place)
@@ -270,7 +266,7 @@ class Arms:
     def _literal(self) -> Literal:
         """Trained on drawn classes and on the data's other classes; further drawn classes choose the temperature."""
         encoder, text, a = (
-            self.ours().synthesizer.encoder.encoder,
+            self.ours().encoder,
             self.ours().synthesizer.text,
             self.release.manifest.architecture,
         )

@@ -113,7 +113,7 @@ class Judge:
         """Largest difference to `Synthesizer.compose` for one exemplar. Raises ValueError when it is more than rounding."""
         made = self.ours.compose({disease: [row]}, memory=memory)
         wanted = score(self.ours.logits(made, queries, [disease]), 1)[:, 0]
-        known = self.s.encoder.features
+        known = self.ours.encoder.of
         found = self.scores(disease, self.prototypes(disease, known([row]), memory), known(queries))[:, 0]
         gap = float(np.abs(wanted - found).max())
         if gap > _SAME * max(1.0, float(np.abs(wanted).max())):

@@ -1,12 +1,13 @@
 """A release's own synthesis, run on features that are known already: the same code, without encoding a picture twice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from bench.pictures import Pictures
 from sgps.encoders import ImageEncoder
@@ -20,32 +21,60 @@ Array = NDArray[Any]
 RANDOM = 0.03
 
 
-class Rows:
-    """An image encoder whose pictures are row numbers of `pictures`; features: [rows, f] under the base. views: none is the release's."""
+class Row(Image):
+    """A picture by its row number. It holds no pixels."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__()
+        self.row = row
+
+
+class Rows(ImageEncoder):
+    """An image encoder that knows the features [f] of rows under the base. picture: of a row, for a body that is not the base.
+
+    views: none is the release's. Other pictures are encoded as ever.
+    """
 
     def __init__(
-        self, encoder: ImageEncoder, pictures: Pictures, features: Mapping[int, Array], views: int | None = None
+        self,
+        encoder: ImageEncoder,
+        picture: Callable[[int], Image],
+        features: Mapping[int, Array],
+        views: int | None = None,
     ) -> None:
-        self.encoder, self.pictures, self.known = encoder, pictures, features
-        self.target, self.device = encoder.target, encoder.device
-        self.views = views
+        super().__init__(encoder.release, encoder.device)
+        self.target = encoder.target  # loaded once
+        self.picture, self.known, self.views = picture, features, views
 
-    def features(self, rows: Sequence[int], views: int | None = None, body: Any = None) -> Array:
-        if body is None:
-            return np.stack([self.known[int(r)] for r in rows])
-        return self.encoder.features([self.pictures.image(int(r)) for r in rows], views or self.views, body)
+    def features(
+        self, images: Sequence[Image], views: int | None = None, body: Mapping[str, torch.Tensor] | None = None
+    ) -> Array:
+        rows = [image.row for image in images if isinstance(image, Row)]
+        if body is None and len(rows) == len(images):
+            return np.stack([self.known[r] for r in rows])
+        pictures = [self.picture(image.row) if isinstance(image, Row) else image for image in images]
+        return super().features(pictures, views or self.views, body)
+
+    def of(self, rows: Sequence[int] | Array, body: Mapping[str, torch.Tensor] | None = None) -> Array:
+        """[rows, f]"""
+        return self.features(shown(rows), body=body)
 
 
-class _Texts:
-    """A text encoder that embeds every text once."""
+def shown(rows: Sequence[int] | Array) -> list[Row]:
+    return [Row(int(r)) for r in rows]
 
-    def __init__(self, encoder: TextEncoder) -> None:
-        self.encoder, self.known = encoder, dict[str, Array]()
+
+class Texts(TextEncoder):
+    """The installed text encoder; it embeds every text once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[str, Array] = {}
 
     def embed(self, texts: Sequence[str]) -> Array:
         for text in texts:
             if text not in self.known:
-                self.known[text] = self.encoder.embed([text])[0]
+                self.known[text] = super().embed([text])[0]
         return np.stack([self.known[t] for t in texts])
 
 
@@ -92,8 +121,8 @@ class Ours:
         self, release: Release, pictures: Pictures, features: Mapping[int, Array], views: int | None = None
     ) -> None:
         self.synthesizer = s = _Borrowing(release)
-        s.encoder = Rows(s.encoder, pictures, features, views)
-        s.text = _Texts(s.text)
+        s.encoder = self.encoder = Rows(s.encoder, pictures.image, features, views)
+        s.text = Texts()  # a release that is read with another is refused above
         self._keys = _keys(s, sorted(set(pictures.label.tolist())))
         self._temperatures: dict[tuple[Any, ...], float] = {}
 
@@ -112,14 +141,14 @@ class Ours:
         """Exemplars are row numbers; texts are the catalogue's unless given. body: of another task, in place of the task's own."""
         said = {label: self.text(label) for label in exemplars} | dict(texts or {})
         self.synthesizer.borrowed = body
-        shown, said = ({self._keys.get(n, n): x for n, x in by.items()} for by in (exemplars, said))
-        return self.synthesizer.compose(shown, said, memory=memory)
+        images = {self._keys.get(n, n): shown(rows) for n, rows in exemplars.items()}
+        return self.synthesizer.compose(images, {self._keys.get(n, n): t for n, t in said.items()}, memory=memory)
 
     def logits(
-        self, made: Composition, rows: Sequence[int], order: Sequence[str], encoder: "Rows | None" = None
+        self, made: Composition, rows: Sequence[int], order: Sequence[str], encoder: Rows | None = None
     ) -> Array:
         """[rows, N] float64; the columns of the named diseases in this order, then the rivals. encoder: of other pictures."""
-        features = (encoder or self.synthesizer.encoder).features(rows, body=made.body)
+        features = (encoder or self.encoder).of(rows, made.body)
         out = np.asarray(features @ made.weight.numpy().T + made.bias.numpy(), np.float64)
         named = [next(i for i, d in enumerate(made.asked) if d.key == self._keys.get(n, n)) for n in order]
         return out[:, [*named, *range(len(made.asked), out.shape[1])]]

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.shipped import _Texts
+from bench.shipped import Rows, Texts, shown
 from sgps import tuning
 from sgps.attributes import parse
 from sgps.catalogue import Catalogue, Entry
@@ -108,7 +108,7 @@ def extended(release: Release, folder: Path) -> Release:
         catalogue = Catalogue(note="drawn classes of a benchmark", entries=tuple(entries))
         memory = Memory.empty(release.memory().coordinates, catalogue.ids)
         manifest = release.manifest.model_copy(update={"classes": catalogue.ids, "name": "tuning"})
-        contents = {
+        contents: dict[str, bytes | Path] = {
             GENERATOR: release.folder / GENERATOR,
             BANK: release.folder / BANK,
             MEMORY: memory_bytes(memory),
@@ -166,8 +166,8 @@ def after_rows(release: Release, people: Sequence[Patient], folder: Path) -> Rel
             start = {names[0]: torch.zeros(classes, 64), names[1]: torch.zeros(classes)}
             sent = PrivateRound(Terms("rows", sigma, 1.0, 1, (1.0,), (names,), 1), loss).run(start, mine, len(mine))
             contributions.append(Contribution(sent[names[0]], sent[names[1]], sigma))
-        contents = {n: release.folder / n for n in (GENERATOR, BANK, CATALOGUE)}
-        contents[MEMORY] = memory_bytes(pool(memory.coordinates, memory.ids, contributions))  # type: ignore[assignment]
+        contents: dict[str, bytes | Path] = {n: release.folder / n for n in (GENERATOR, BANK, CATALOGUE)}
+        contents[MEMORY] = memory_bytes(pool(memory.coordinates, memory.ids, contributions))
         write(folder, contents, release.manifest, None)
     return Release.open(folder, sha256=sha256_file(folder / MANIFEST))
 
@@ -228,7 +228,7 @@ class Judge:
     def accuracy(self, made: Synthesizer) -> Array:
         out = []
         for task in self.three:
-            c = made.compose({self.label[own[0]]: [int(own[0])] for own in task}, {})  # type: ignore[misc]
+            c = made.compose({self.label[own[0]]: shown(own[:1]) for own in task}, {})
             truth = np.concatenate([[self.label[own[0]]] * (len(own) - 1) for own in task])
             queries = self.first[np.concatenate([own[1:] for own in task])]
             logits = queries @ c.weight.numpy().T + c.bias.numpy()
@@ -238,14 +238,14 @@ class Judge:
     def one_exemplar(self, made: Synthesizer) -> Array:
         out = []
         for exemplar in self.one:
-            c = made.compose({self.label[exemplar]: [exemplar]}, {})  # type: ignore[dict-item]
+            c = made.compose({self.label[exemplar]: shown([exemplar])}, {})
             rest = np.arange(len(self.label)) != exemplar
             logits = self.first[rest] @ c.weight.numpy().T + c.bias.numpy()
             out.append(auroc(logits[:, 0] - logits[:, 1:].max(1), self.label[rest] == self.label[exemplar]))
         return np.array(out)
 
     def synthesizer(
-        self, release: Release, names: Sequence[str], change: Mapping[str, Array], folder: Path, texts: Any
+        self, release: Release, names: Sequence[str], change: Mapping[str, Array], folder: Path, texts: Texts
     ) -> Synthesizer:
         """Synthesis with a changed generator, as a release would carry it."""
         a = release.manifest.architecture.model_copy(update={"learned": tuning.learned(release, names)})
@@ -253,19 +253,12 @@ class Judge:
         contents[GENERATOR] = generator_bytes(release, change)
         write(folder, contents, release.manifest.model_copy(update={"architecture": a}), None)
         made = Synthesizer(Release.open(folder, sha256=sha256_file(folder / MANIFEST)))
-        made.encoder = _Known(made.encoder, self.first)  # type: ignore[assignment]
-        made.text = texts  # type: ignore[assignment]
+        made.encoder = Rows(made.encoder, self._picture, dict(enumerate(self.first)))
+        made.text = texts
         return made
 
-
-class _Known:
-    """An image encoder whose pictures are numbers of patients."""
-
-    def __init__(self, encoder: ImageEncoder, features: Array) -> None:
-        self.target, self.known = encoder.target, features
-
-    def features(self, rows: Sequence[int], views: int | None = None, body: Any = None) -> Array:
-        return self.known[list(rows)]
+    def _picture(self, patient: int) -> Image.Image:
+        return Image.fromarray(self.people[patient].pictures[0])
 
 
 @dataclass(frozen=True)
@@ -275,7 +268,7 @@ class Bench:
     out: Path
     judges: Mapping[str, Judge]
     people: Mapping[str, Sequence[Patient]]
-    texts: Any
+    texts: Texts
 
     def figures(
         self, tuned: Tuned, change: Mapping[str, Array], heard: Mapping[str, Sequence[Any]]
@@ -359,7 +352,7 @@ def main() -> None:
     say(f"pictures and features: {time.process_time() - begun:.0f} s")
     rows = after_rows(release, people[SITE.name], out / f"rows-{shipped.sha256[:12]}")
     judges = {g.name: Judge(people[g.name]) for g in (HELD,)}
-    bench = Bench(out, judges, people, _Texts(Synthesizer(release).text))
+    bench = Bench(out, judges, people, Texts())
     found = []
     for setting, r, name in (
         ("empty memory", release, "head"),
