@@ -35,8 +35,10 @@ from sgps.files import sha256_file, write_atomic
 from sgps.release import MANIFEST, Release
 from sgps.shipped import shipped_release
 
-QUICK = ("ours", "prototype", "prototype-centred", "prototype-lite0", "prototype-lite0-centred", "knn", "ridge")
-QUICK += ("logistic", "protonet", "simpleshot", "simpleshot-centred", "bd-cspn-centred", "laplacian-shot-centred")
+QUICK = (
+    *("ours", "prototype", "prototype-centred", "prototype-lite0", "prototype-lite0-centred", "knn", "ridge"),
+    *("logistic", "protonet", "simpleshot", "simpleshot-centred", "bd-cspn-centred", "laplacian-shot-centred"),
+)
 SHIFTED = (*QUICK[:11], "feat" + CENTRED)
 SIDE_EPISODES = 300  # of shifts and other kinds of pictures
 
@@ -212,7 +214,7 @@ def run(
 
 
 def _shifted(plain: Bench, shift: str, out: Path) -> dict[str, Any]:
-    queries = Shifted.of(plain.w.pictures, shift)
+    queries = Shifted.under(plain.w.pictures, shift)
     plan = replace(plain.plan, count=min(plain.plan.count, SIDE_EPISODES))
     bench = Bench(plain.w, plan, plain.release, out, plain.arms.showing(queries), shift)
     for name in (n for n in SHIFTED if n in plain.found):

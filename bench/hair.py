@@ -75,7 +75,7 @@ class Changed(Pictures):
     seen: dict[int, tuple[Image.Image, Image.Image]] = field(default_factory=dict)  # before and after
 
     @classmethod
-    def of(cls, inner: Pictures, key: str, change: Shift) -> "Changed":
+    def through(cls, inner: Pictures, key: str, change: Shift) -> "Changed":
         return cls(inner.source, inner.name, inner.label, inner.lesion, inner, key, change)
 
     def _both(self, row: int) -> tuple[Image.Image, Image.Image]:
@@ -99,11 +99,11 @@ class Changed(Pictures):
 
 
 def cleaned(pictures: Pictures) -> Changed:
-    return Changed.of(pictures, "without", lambda image, _: without(image))
+    return Changed.through(pictures, "without", lambda image, _: without(image))
 
 
 def hairs(pictures: Pictures, kind: str) -> Changed:
-    return Changed.of(pictures, kind, KINDS[kind])
+    return Changed.through(pictures, kind, KINDS[kind])
 
 
 def _right(support: Array, queries: Array, e: Episodes) -> Array:

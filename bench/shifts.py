@@ -105,7 +105,7 @@ class Shifted(Pictures):
     shift: str
 
     @classmethod
-    def of(cls, pictures: Pictures, shift: str) -> "Shifted":
+    def under(cls, pictures: Pictures, shift: str) -> "Shifted":
         return cls(pictures.source, pictures.name, pictures.label, pictures.lesion, shift)
 
     def image(self, row: int) -> Image.Image:

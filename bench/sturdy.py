@@ -143,7 +143,7 @@ class Court:
         middle = np.mean([others[kind == c].mean(0) for c in np.unique(kind)], 0) if len(others) else 0 * plain[0]
         found = {CLEAN: {e.name: accuracy(features - middle, e) for e in self.episodes}}
         for shift in self.shifts:
-            queries = network.features(Shifted.of(self.pictures, shift), self.rows, count, out)
+            queries = network.features(Shifted.under(self.pictures, shift), self.rows, count, out)
             few = [Episodes(e.ways, e.shots, e.index[: self.shifted]) for e in self.episodes]
             found[shift] = {e.name: shown(features - middle, queries - middle, e) for e in few}
         return found

@@ -211,7 +211,7 @@ def test_shifts_change_the_queries_and_nothing_else(pictures):
     plain = np.asarray(pictures.image(0), np.float32)
     hashes = {pictures.sha256(0)}
     for name in SHIFTS:
-        shifted = Shifted.of(pictures, name)
+        shifted = Shifted.under(pictures, name)
         image = shifted.image(0)
         assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.asarray(shifted.image(0)))
         changed = image.size != pictures.image(0).size or np.abs(np.asarray(image, np.float32) - plain).mean() > 0.5
