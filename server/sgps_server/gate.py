@@ -68,6 +68,8 @@ class Gate:
         except TimeoutError:
             await self._refuse(scope, send, 408, peer.site, "too_slow")
             return
+        except EOFError:
+            return  # a site that stops or loses its line has done nothing wrong, and hears no answer
         if body is None:
             await self._refuse(scope, send, 413, peer.site, "too_large")
             return
@@ -92,12 +94,12 @@ class Gate:
 
 
 async def _body(receive: Receive) -> bytes | None:
-    """The whole body, or None when it is too large or was cut."""
+    """The whole body, or None when it is too large. Raises EOFError when the line was cut."""
     body = bytearray()
     while True:
         part = await receive()
         if part["type"] != "http.request":
-            return None
+            raise EOFError
         body += part.get("body", b"")
         if len(body) > MOST_BODY:
             return None

@@ -39,14 +39,19 @@ class World:
         self.passed.append((scope["path"], (await receive())["body"]))
         await gate.answer(send, 200)
 
-    def call(self, path: str, parts: list[bytes] | None = None, method: str = "POST", hangs: bool = False) -> int:
+    def call(
+        self, path: str, parts: list[bytes] | None = None, method: str = "POST", hangs: bool = False, cut: bool = False
+    ) -> int | None:
+        """Status of the answer; None when there was none."""
         sent: list[dict[str, Any]] = []
         queue = [b""] if parts is None else list(parts)
 
         async def receive() -> dict[str, Any]:
+            if not queue and cut:
+                return {"type": "http.disconnect"}
             if not queue and hangs:
                 await asyncio.sleep(60)
-            return {"type": "http.request", "body": queue.pop(0), "more_body": bool(queue) or hangs}
+            return {"type": "http.request", "body": queue.pop(0), "more_body": bool(queue) or hangs or cut}
 
         async def send(message: Any) -> None:
             sent.append(message)
@@ -59,7 +64,7 @@ class World:
             "headers": [(KEY_HEADER, key_header(KEY))],
         }
         asyncio.run(self.gate(scope, receive, send))
-        return int(sent[0]["status"])
+        return int(sent[0]["status"]) if sent else None
 
     def refusals(self) -> list[str]:
         return [e["why"] for e in audit.read(self.audit) if e["event"] == "refused"]
@@ -102,6 +107,12 @@ def test_a_body_that_never_ends_is_cut_by_size_and_by_time(world: World, monkeyp
     assert world.call("/v1/fleet/push-object", [b"x"], hangs=True) == 408
     assert world.passed == []
     assert world.refusals() == ["too_large", "too_slow"]
+
+
+def test_a_line_that_breaks_is_no_refusal(world: World) -> None:
+    assert world.call("/v1/fleet/pull-messages", [b"x"], cut=True) is None
+    assert world.passed == []
+    assert world.refusals() == []
 
 
 def test_methods_and_paths_are_compared_exactly(world: World) -> None:
