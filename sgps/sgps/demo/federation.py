@@ -192,7 +192,9 @@ def run_rounds(commands: Commands, home: Path, say: Say) -> dict[str, list[dict[
                 raise coordinator.problem()
             if time.monotonic() > end:
                 raise StateError(
-                    f"the rounds are not done after {LONGEST:.0f} s", where=home, do="look at the .err files there"
+                    f"the rounds are not done after {LONGEST:.0f} s",
+                    where=commands.root,
+                    do="run it again when the machine is less busy; log/client.jsonl of each site says what was done last",
                 )
             time.sleep(0.2)
         for site in sites.values():
