@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.exemplar_report import ranked
 from bench.features import Array, base_features
 from bench.figures import compared, percent, table
-from bench.one_exemplar import World, exact_sums, noised, ranked, shares
+from bench.one_exemplar import World, exact_sums, noised, shares
 from bench.pictures import read_pictures
 from bench.program import finish
 from bench.shipped import Ours, with_body, with_random_body, without

@@ -1,4 +1,4 @@
-"""What `bench.one_exemplar` says of its values: means, worst tenths, paired differences, tables."""
+"""What `bench.one_exemplar` says of its scores: AUROCs, sensitivities, means, worst tenths, paired differences, tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.figures import balanced, compared, percent, table
-from sgps.episodes import Interval, interval
+from sgps.episodes import Interval, auroc, interval
 
 Array = NDArray[Any]
 OURS, NO_TEXT, NO_RIVALS, NO_LENGTH = "ours", "ours-no-text", "ours-no-rivals", "ours-no-length"
@@ -27,6 +27,28 @@ RATES = (0.05, 0.10)  # of false alarms
 LEVELS = (0.02, 0.05, 0.1, 0.2)  # of the conformal rule
 COVERAGES = (1.0, 0.8, 0.6, 0.4, 0.2)  # share of the lesions that are answered, the surest first
 MEASURES = ("auroc other", "auroc all", *(f"sensitivity {r:g} {w}" for w in ("other", "all") for r in RATES))
+
+
+def ranked(scores: Array, label: Array, disease: str, test: Sequence[str]) -> dict[str, float]:
+    """AUROC and sensitivities against the other test classes and against all other classes, which weigh the same.
+
+    Sensitivity at a rate: share of the disease above the lowest threshold that no more than that share of the negatives passes.
+    """
+    own, out = scores[label == disease], {}
+    for name, keep in (("other", set(test)), ("all", set(label.tolist()))):
+        negatives = [scores[label == c] for c in sorted(keep - {disease})]
+        if negatives:
+            both = [auroc(np.concatenate([own, n]), np.arange(len(own) + len(n)) < len(own)) for n in negatives]
+            out[f"auroc {name}"] = float(np.mean(both))
+            values = np.concatenate(negatives)
+            weight = np.concatenate([np.full(len(n), 1 / (len(n) * len(negatives))) for n in negatives])
+            order = np.argsort(-values)
+            passed = np.cumsum(weight[order])
+            for rate in RATES:
+                first = int(np.searchsorted(passed, rate + 1e-9, side="right"))  # the best negative that must not pass
+                limit = values[order[first]] if first < len(order) else -np.inf
+                out[f"sensitivity {rate:g} {name}"] = float((own > limit).mean())
+    return out
 
 
 def summary(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +213,7 @@ def _levels(d: Mapping[str, Any]) -> list[str]:
         cells = []
         for by in found["levels"].values():
             false = {c: v for c, v in by.items() if c != one}
-            worst = max(false, key=lambda c, false=false: false[c])
+            worst = max(false, key=false.__getitem__)
             cells.append(
                 f"{100 * float(np.mean(list(false.values()))):.1f} ({worst} {100 * false[worst]:.1f}) / {100 * by[one]:.1f}"
             )

@@ -28,8 +28,8 @@ from bench.exemplar_report import (
     NO_RIVALS,
     NO_TEXT,
     OURS,
-    RATES,
     memory_summary,
+    ranked,
     report,
     summary,
 )
@@ -39,7 +39,7 @@ from bench.pictures import Pictures, read_pictures
 from bench.program import finish
 from bench.shipped import Ours, without
 from sgps.calibration import Calibration, score
-from sgps.episodes import auroc, unit
+from sgps.episodes import unit
 from sgps.errors import InputError
 from sgps.files import write_atomic
 from sgps.foreign import Foreign
@@ -54,28 +54,6 @@ Array = NDArray[Any]
 SITES, SPREAD, DELTA = 6, 0.5, 1e-5  # Dirichlet over the sites, of each disease
 EPSILONS = (None, 8.0, 3.0, 1.0)
 MOST_OTHERS = 100  # pictures of each class of another kind
-
-
-def ranked(scores: Array, label: Array, disease: str, test: Sequence[str]) -> dict[str, float]:
-    """AUROC and sensitivities against the other test classes and against all other classes, which weigh the same.
-
-    Sensitivity at a rate: share of the disease above the lowest threshold that no more than that share of the negatives passes.
-    """
-    own, out = scores[label == disease], {}
-    for name, keep in (("other", set(test)), ("all", set(label.tolist()))):
-        negatives = [scores[label == c] for c in sorted(keep - {disease})]
-        if negatives:
-            both = [auroc(np.concatenate([own, n]), np.arange(len(own) + len(n)) < len(own)) for n in negatives]
-            out[f"auroc {name}"] = float(np.mean(both))
-            values = np.concatenate(negatives)
-            weight = np.concatenate([np.full(len(n), 1 / (len(n) * len(negatives))) for n in negatives])
-            order = np.argsort(-values)
-            passed = np.cumsum(weight[order])
-            for rate in RATES:
-                first = int(np.searchsorted(passed, rate + 1e-9, side="right"))  # the best negative that must not pass
-                limit = values[order[first]] if first < len(order) else -np.inf
-                out[f"sensitivity {rate:g} {name}"] = float((own > limit).mean())
-    return out
 
 
 @dataclass(frozen=True)
@@ -106,9 +84,10 @@ class World:
 
     def asked(self, exemplar: int) -> Array:
         """The queries without the exemplar's own lesion."""
-        return self.queries[self.pictures.lesion[self.queries] != self.pictures.lesion[exemplar]]
+        lesion = self.pictures.lesion
+        return np.asarray(self.queries[lesion[self.queries] != lesion[exemplar]])
 
-    def stack(self, rows: Sequence[int]) -> Array:
+    def stack(self, rows: Sequence[int] | Array) -> Array:
         return np.stack([self.features[int(r)] for r in rows])
 
 

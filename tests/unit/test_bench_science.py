@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a package that is installed
 
-from bench import ablation, fewshot, judge, networks, one_exemplar
+from bench import ablation, exemplar_report, fewshot, judge, networks, one_exemplar
 from bench.figures import brier, compared, ece, holm
 from bench.peers import against, literal, trained
 from bench.peers.closed import HEADS
@@ -310,12 +310,12 @@ def test_a_row_without_noise_is_the_mean_of_the_patients(pictures, known, small_
 def test_ranking_weighs_classes_alike():
     label = np.array(["a"] * 4 + ["b"] * 2 + ["c"] * 100)
     scores = np.concatenate([[4, 3, 2, 1], [5, 5], np.zeros(100)])
-    found = one_exemplar.ranked(scores, label, "a", ["a", "b"])
+    found = exemplar_report.ranked(scores, label, "a", ["a", "b"])
     assert found["auroc other"] == 0 and found["auroc all"] == 0.5
     assert found["sensitivity 0.1 all"] == 0
     scores[4] = scores[5] = 2.5
-    assert one_exemplar.ranked(scores, label, "a", ["a", "c"])["sensitivity 0.05 other"] == 1
-    assert one_exemplar.ranked(scores, label, "a", ["a", "b"])["sensitivity 0.05 all"] == 0.5
+    assert exemplar_report.ranked(scores, label, "a", ["a", "c"])["sensitivity 0.05 other"] == 1
+    assert exemplar_report.ranked(scores, label, "a", ["a", "b"])["sensitivity 0.05 all"] == 0.5
 
 
 def test_plda_is_the_likelihood_ratio():
