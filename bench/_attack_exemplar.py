@@ -170,7 +170,7 @@ def invert(
         variation = (across**2).mean((1, 2, 3)) + (down**2).mean((1, 2, 3))
         loss = (1 - cosine + SMOOTH * variation + TAME * (x**6).mean((1, 2, 3))).sum()
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         adam.step()
     with torch.inference_mode():
         made = x.detach().clamp(-1, 1)

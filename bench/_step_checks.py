@@ -101,7 +101,7 @@ def gradient(step: Step, world: World) -> Verdict:
 
 def clipped(step: Step, record: Record) -> Floats:
     """One record, clipped in plain float64; 1e-6 is Opacus's, and only shortens."""
-    parts = [record[n].astype(np.float64).ravel() for n in (ROWS, COUNTS)]
+    parts = [np.asarray(record[n], np.float64).ravel() for n in (ROWS, COUNTS)]
     if len(step.terms.clips) == 1:
         parts = [np.concatenate(parts)]
     norms = [math.sqrt(sum(float(x) ** 2 for x in p)) for p in parts]

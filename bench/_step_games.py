@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load
 from scipy.stats import norm
 
@@ -47,7 +48,7 @@ class Bound:
         )
 
 
-def point(shape: tuple[int, ...], direction: Floats) -> Record:
+def point(shape: tuple[int, ...], direction: Floats) -> dict[str, NDArray[np.float32]]:
     """The record in this direction of all numbers."""
     rows, counts = np.split(direction.astype(np.float32), [math.prod(shape)])
     return {ROWS: rows.reshape(shape), COUNTS: counts}

@@ -15,8 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -54,6 +55,7 @@ BASE, ORACLE, SECOND, SWAPPED, COMMON, FOREIGN, RIDGE = (
     "base", "oracle", "second oracle", "swapped", "common", "common of the other kind", "ridge",
 )  # fmt: skip
 FACTORS, LENDERS = (0.25, 0.5, 2.0), 2
+Figures = TypeVar("Figures")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Bench:
         self, release: Release, out: Path, plan: Plan, seed: int, generator: Generator | None, data: str
     ) -> None:
         self.world, self.plan, self.seed, self.generator = World.of(release), plan, seed, generator
-        code = b"".join(Path(m.__file__).read_bytes() for m in (body_fit, body_tasks))
+        code = b"".join(Path(str(m.__file__)).read_bytes() for m in (body_fit, body_tasks))
         sizes = [plan.known, plan.shown, plan.episodes, plan.patients, plan.lesions, list(plan.trained), plan.public]
         asked = json.dumps([release.sha256, seed, data, sizes]).encode()
         self.work = out / f"work-{hashlib.sha256(code + asked).hexdigest()[:12]}"
@@ -95,13 +97,14 @@ class Bench:
         self.mask, self.trials = acting(self.world.target), dict[str, Trial]()
         self.public = torch.zeros(0)
 
-    def figures(self, name: str, make: Callable[[], Any]) -> Any:
+    def figures(self, name: str, make: Callable[[], Figures]) -> Figures:
         """JSON that is kept."""
         path = self.work / f"{name}.json"
         if not path.is_file():
             write_atomic(path, json.dumps(make()).encode())
             print(f"{name}, {time.process_time():.0f} s", flush=True)
-        return json.loads(path.read_bytes())
+        found: Figures = json.loads(path.read_bytes())
+        return found
 
     def fitted(
         self, name: str, pictures: Sequence[Array], ways: int, marks: Sequence[int], rate: float, bound: float = 1.0
@@ -125,7 +128,7 @@ class Bench:
 
     def judged(self, task: Task, arm: str, c: Callable[[], Coefficients | None]) -> dict[str, float]:
         whole = arm in (BASE, ORACLE)
-        return self.figures(f"{task.name} {arm}", lambda: self.trial(task).judged(c(), whole))  # type: ignore[no-any-return]
+        return self.figures(f"{task.name} {arm}", lambda: self.trial(task).judged(c(), whole))
 
     # ---- choices
 
@@ -138,10 +141,10 @@ class Bench:
             base = self.judged(task, BASE, lambda: None)
             for rate in p.rates:
                 made = self.fitted(f"{task.name} choice {rate:g}", task.frames, len(task.classes), p.marks, rate)
-                for mark, c in made.items():
-                    found = self.judged(task, f"choice {rate:g} {mark}", lambda c=c: c)  # type: ignore[misc]
-                    gain = np.mean([found[f"shown {k}"] - base[f"shown {k}"] for k in SHOTS])
-                    gains["oracle"].setdefault(f"{rate:g} {mark}", []).append(float(gain))
+                for mark in made:
+                    found = self.judged(task, f"choice {rate:g} {mark}", partial(made.__getitem__, mark))
+                    gain = float(np.mean([found[f"shown {k}"] - base[f"shown {k}"] for k in SHOTS]))
+                    gains["oracle"].setdefault(f"{rate:g} {mark}", []).append(gain)
             for k in SHOTS:
                 for rate in p.few_rates:
                     for mark in p.few_marks:
@@ -173,7 +176,7 @@ class Bench:
                 out["generator"] = trial.from_exemplars(own, rest, generated(self.world, self.generator, task, given))
             return out
 
-        return self.figures(f"{task.name} few {shots} {draw} {rate:g} {max(marks)}", make)  # type: ignore[no-any-return]
+        return self.figures(f"{task.name} few {shots} {draw} {rate:g} {max(marks)}", make)
 
     def oracle(self, task: Task, chosen: Mapping[str, Any]) -> Coefficients:
         rate, steps = chosen["oracle"]["rate"], chosen["oracle"]["steps"]
@@ -193,7 +196,7 @@ class Bench:
             ORACLE: self.judged(task, ORACLE, lambda: self.oracle(task, chosen)),
         }
         lent = [
-            self.judged(task, f"lent by {n}", lambda n=n: self.oracle(lend[n], chosen))  # type: ignore[misc]
+            self.judged(task, f"lent by {n}", partial(self.oracle, lend[n], chosen))
             for n in kind.lenders(task, LENDERS)
         ]
         if lent:
@@ -205,20 +208,22 @@ class Bench:
     ) -> dict[str, dict[str, float]]:
         """One body for all tasks of a kind, and that of the other kind."""
         return {
-            COMMON if o is kind else FOREIGN: self.judged(task, f"common {o.name}", lambda o=o: self.common(o, chosen))  # type: ignore[misc]
+            COMMON if o is kind else FOREIGN: self.judged(task, f"common {o.name}", partial(self.common, o, chosen))
             for o in kinds
             if o.common is not None
         }
 
     def moved(self, kind: Kind, task: Task, chosen: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         """The oracle's coefficients at another length; for some tasks fitted anew within other bounds."""
+
+        def longer(factor: float) -> Coefficients:
+            return scaled(self.oracle(task, chosen), factor)
+
         out = {}
         for f in FACTORS:
-            out[f"oracle x {f:g}"] = self.judged(
-                task, f"scaled {f:g}", lambda f=f: scaled(self.oracle(task, chosen), f)
-            )  # type: ignore[misc]
+            out[f"oracle x {f:g}"] = self.judged(task, f"scaled {f:g}", partial(longer, f))
         for f in FACTORS if task in kind.tasks[: self.plan.bounded] else ():
-            out[f"bounds x {f:g}"] = self.judged(task, f"bounds {f:g}", lambda f=f: self.bounded(task, f, chosen))  # type: ignore[misc]
+            out[f"bounds x {f:g}"] = self.judged(task, f"bounds {f:g}", partial(self.bounded, task, f, chosen))
         return out
 
     def bounded(self, task: Task, factor: float, chosen: Mapping[str, Any]) -> Coefficients:
@@ -245,8 +250,8 @@ class Bench:
         second = [self.second(kind, t, chosen) for t in tasks]
         predicted = left_out(np.stack([summary_of(self.world, t) for t in tasks]), oracle, 0.1)
         for place, task in enumerate(tasks):
-            c = unflat(predicted[place, place], self.mask)
-            tasks_out[task.name]["arms"][RIDGE] = self.judged(task, RIDGE, lambda c=c: c)  # type: ignore[misc]
+            c = partial(unflat, predicted[place, place], self.mask)
+            tasks_out[task.name]["arms"][RIDGE] = self.judged(task, RIDGE, c)
         rows = {"ridge map, this task left out": predicted}
         if (twins := [x for x in second if x is not None]) and len(twins) == len(tasks):
             rows = {"an oracle from other pictures of the classes": np.stack(twins), **rows}

@@ -140,7 +140,7 @@ def fit(
         found = world.target.features(x.contiguous(memory_format=torch.channels_last), world.target.materialise(c))
         loss = few_shot_loss(world, found.view(ways, many, -1), np.stack(rows), random)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         losses.append(float(loss.detach()))
         if step + 1 in marks:
@@ -223,7 +223,7 @@ def generated(world: World, generator: Generator, task: Task, images: Sequence[S
     with torch.inference_mode():
         views = world.release.manifest.architecture.views
         x = plain([image for own in images for image in own], world.release)
-        means = [f.mean(0) for f in view_means(world.target, x, views).split(many)]
+        means = [f.mean(0) for f in torch.split(view_means(world.target, x, views), many)]
         width = generator.memory.in_features - 1
         given = ClassInputs(
             features=torch.stack(means),

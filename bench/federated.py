@@ -94,7 +94,7 @@ class Run:
 
     def own(self, disease: str, site: int) -> Array:
         mine = self.split.sites[site]
-        return self.world.mean[mine[self.world.label[mine] == disease]]
+        return np.asarray(self.world.mean[mine[self.world.label[mine] == disease]])
 
     def measure(self, memories: Mapping[str, Memory], own: Mapping[str, Array] | None = None) -> dict[str, Any]:
         """memories by disease. One entry: AUROCs by disease, three-way accuracy."""
@@ -197,10 +197,22 @@ def within(one: Memory, judge: Judge) -> Memory:
     """A memory of one class inside the whole catalogue."""
     whole = Memory.empty(one.coordinates, judge.s.memory.ids)
     place = whole.ids.index(one.ids[0])
-    parts = {n: np.array(getattr(whole, n)) for n in ("total", "count", "spread", "noise", "scale")}
-    for name, array in parts.items():
-        array[place] = getattr(one, name)[0]
-    return Memory(one.coordinates, whole.ids, threshold=one.threshold, **parts)
+
+    def inside(array: Array, mine: Array) -> Array:
+        out = np.array(array)
+        out[place] = mine[0]
+        return out
+
+    return Memory(
+        one.coordinates,
+        whole.ids,
+        total=inside(whole.total, one.total),
+        count=inside(whole.count, one.count),
+        spread=inside(whole.spread, one.spread),
+        noise=inside(whole.noise, one.noise),
+        scale=inside(whole.scale, one.scale),
+        threshold=one.threshold,
+    )
 
 
 def run(data: Path, out: Path, splits: int = 10, draws: int = 2, curve_splits: int = 2) -> dict[str, Any]:
@@ -224,7 +236,7 @@ def run(data: Path, out: Path, splits: int = 10, draws: int = 2, curve_splits: i
         print(f"split {seed}: {time.perf_counter() - start:.0f} s", flush=True)
     found = curves(judge, world, curve_splits) if curve_splits else []
     kinds, counts = np.unique(world.label, return_counts=True)
-    results = {
+    results: dict[str, Any] = {
         "release": release.sha256,
         "data": {"file": pictures.source.where.name, "sha256": pictures.digest},
         "patients": dict(zip(kinds.tolist(), counts.tolist(), strict=True)),

@@ -20,7 +20,7 @@ import numpy as np
 from bench import decision
 from bench.features import Array
 from bench.figures import percent, table
-from bench.peers.adapter import SHARPNESS, TEXT_WEIGHTS, TextMap, cached, text_only
+from bench.peers.adapter import SHARPNESS, TEXT_WEIGHTS, TextMap, Told, cached, text_only
 from bench.peers.closed import prototype
 from bench.peers.public import Public, Task
 from bench.program import finish
@@ -38,14 +38,17 @@ PROTOTYPE, EXCHANGED = "prototypes alone", "5.5, 0.3, texts exchanged"
 
 def text_arms(directions: Array) -> dict[str, Callable[[Task], Array]]:
     """Scores of a task by arm. directions [N, f]: what the texts of its classes say."""
+
+    def shown(head: Told) -> Callable[[Task], Array]:
+        return lambda t: head(directions, t.support, t.queries)
+
     arms: dict[str, Callable[[Task], Array]] = {
         PROTOTYPE: lambda t: prototype(t.support, t.queries),
         "text alone": lambda t: text_only(directions, t.support, t.queries),
     }
     for sharpness in SHARPNESS:
         for weight in TEXT_WEIGHTS:
-            head = cached(sharpness, weight)
-            arms[f"{sharpness:g}, {weight:g}"] = lambda t, head=head: head(directions, t.support, t.queries)  # type: ignore[misc]
+            arms[f"{sharpness:g}, {weight:g}"] = shown(cached(sharpness, weight))
     arms[EXCHANGED] = lambda t: cached(5.5, 0.3)(np.roll(directions, 1, 0), t.support, t.queries)
     return arms
 

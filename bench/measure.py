@@ -105,8 +105,8 @@ class Shelf:
         self.folder, self.parts = folder, (*parts, program())
 
     def path(self, name: str, episodes: Episodes, most: int) -> Path:
-        index = np.ascontiguousarray(episodes.index[:most])
-        key = "\0".join([*self.parts, name, episodes.name, str(episodes.shots), hashlib.sha256(index).hexdigest()])
+        index = hashlib.sha256(episodes.index[:most].tobytes()).hexdigest()
+        key = "\0".join([*self.parts, name, episodes.name, str(episodes.shots), index])
         return self.folder / f"{name}-{episodes.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
 
     def get(self, name: str, episodes: Episodes, label: Array, most: int) -> Answers | None:

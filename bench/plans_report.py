@@ -36,6 +36,19 @@ def chosen(found: Mapping[str, Found]) -> str | None:
     return min(passed, key=lambda n: (found[n]["epsilon"], -found[n]["gain"]), default=None)
 
 
+def _is(key: str, value: object) -> Callable[[Found], bool]:
+    return lambda c: bool(c[key] == value)
+
+
+def _not(key: str, value: object) -> Callable[[Found], bool]:
+    return lambda c: bool(c[key] != value)
+
+
+def _in_cell(cell: tuple[Any, ...]) -> Callable[[Found], bool]:
+    """cell: cameras, patients, sites."""
+    return lambda c: (c["cameras"], c["patients"], c["sites"]) == cell
+
+
 def summary(cells: Sequence[Found], epsilons: Mapping[str, float], exact: str) -> dict[str, Any]:
     """epsilons: candidate -> its epsilon. exact: the plan without noise whose gain shares are of.
 
@@ -66,29 +79,25 @@ def summary(cells: Sequence[Found], epsilons: Mapping[str, float], exact: str) -
     found = dict[str, Any]()
     for name in dict.fromkeys(c["plan"] for c in cells):
         found[name] = {"epsilon": epsilons.get(name)} | judged(name, lambda c: True)
-        found[name]["cameras"] = {k: judged(name, lambda c, k=k: c["cameras"] == k) for k in kinds}
-        found[name]["classes"] = {k: judged(name, lambda c, k=k: c["class"] == k) for k in classes}
+        found[name]["cameras"] = {k: judged(name, _is("cameras", k)) for k in kinds}
+        found[name]["classes"] = {k: judged(name, _is("class", k)) for k in classes}
         grid = sorted({(c["cameras"], c["patients"], c["sites"]) for c in cells}, key=lambda g: (kinds.index(g[0]), g))
-        found[name]["grid"] = [
-            [*g, float(_by_split(of(name, lambda c, g=g: (c["cameras"], c["patients"], c["sites"]) == g)).mean())]
-            for g in grid
-        ]
+        found[name]["grid"] = [[*g, float(_by_split(of(name, _in_cell(g))).mean())] for g in grid]
     for name, epsilon in epsilons.items():
         plain = next(n for n, e in epsilons.items() if e == epsilon)
         if name != plain:
             found[name]["against"] = {
                 k: interval(_by_split(of(name, w)) - _by_split(of(plain, w)))
-                for k, w in {"grid": lambda c: True}.items()
-                | {k: (lambda c, k=k: c["cameras"] == k) for k in kinds}.items()
+                for k, w in [("grid", lambda c: True), *((k, _is("cameras", k)) for k in kinds)]
             } | {"plain": plain}
 
     def picked(where: Callable[[Found], bool]) -> str:
         return chosen({n: {"epsilon": e, **judged(n, where)} for n, e in epsilons.items()}) or "none"
 
     parts = (
-        {k: picked(lambda c, k=k: c["cameras"] == k) for k in kinds}
-        | {f"{s} sites": picked(lambda c, s=s: c["sites"] == s) for s in sorted({c["sites"] for c in cells})}
-        | {f"without {k}": picked(lambda c, k=k: c["class"] != k) for k in classes if len(classes) > 1}
+        {k: picked(_is("cameras", k)) for k in kinds}
+        | {f"{s} sites": picked(_is("sites", s)) for s in sorted({c["sites"] for c in cells})}
+        | {f"without {k}": picked(_not("class", k)) for k in classes if len(classes) > 1}
     )
     return {"found": found, "default": chosen({n: found[n] for n in epsilons}), "exact": exact, "parts": parts}
 

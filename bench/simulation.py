@@ -98,7 +98,8 @@ def simulate(world: World, licence: str, sites: int, cpus: int, address: str | N
     def main(grid: Grid, context: Context) -> None:
         context.run_config = {**run_config}  # the engine's own starter of apps gives none
         sgps_server.app.app(grid, context)
-        contributions.update({k: int(v) for k, v in context.state.metric_records["contributions"].items()})
+        counts = context.state.metric_records["contributions"]
+        contributions.update({k: v for k, v in counts.items() if isinstance(v, int)})
 
     @client.train()
     def train(message: Message, context: Context) -> Message:

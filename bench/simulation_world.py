@@ -23,6 +23,7 @@ from sgps_client.data.sources import open_source
 from sgps_client.public import PUBLIC, virtual_name
 from sgps_server import enrolment
 from sgps_server.config import Federation, Folder
+from sgps_server.pki import public_pem
 from sgps_server.registry import Registry
 from sgps_server.registry import Site as Enrolled
 
@@ -155,7 +156,7 @@ def _enrol(federation: Folder, folder: Path) -> None:
     """By its key alone: nobody calls a virtual site, so it has no certificate, and with one it would be refused as a real site."""
     request = enrolment.read_request(joining.request(folder, folder.name))
     now = time.time()
-    site = Enrolled(key=enrolment.key_pem(request.key), role="contribute", approved=now, expires=now + 2 * WAIT)
+    site = Enrolled(key=public_pem(request.key), role="contribute", approved=now, expires=now + 2 * WAIT)
     Registry(federation.registry).add(request.site, site)
     shutil.copyfile(_plan_key(federation), folder / "keys" / "plan.pub")
 

@@ -90,6 +90,7 @@ def plan_of(world: World, kind: str, name: str, release: Release) -> tuple[str, 
 def child(case: dict[str, Any]) -> dict[str, Any]:
     """What one process measures: seconds of each patient, and of each repeat by part."""
     import torch
+    from PIL.Image import Image
 
     from sgps.encoders import ImageEncoder
     from sgps_client import records, round
@@ -109,9 +110,11 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
     loading = seconds(lambda: records._prepared._encoder(release_of(files[0], world)))
     patient = records._patient
 
-    def timed(images: Any, encoder: ImageEncoder, *rest: Any) -> Any:
+    def timed(
+        images: list[tuple[str, Image]], encoder: ImageEncoder, release: Release, pictures: bool
+    ) -> records.Patient:
         start = time.perf_counter()
-        found = patient(images, encoder, *rest)
+        found = patient(images, encoder, release, pictures)
         single.append(time.perf_counter() - start)
         floors.append(seconds(encoder.features, [image for _, image in images]))
         return found
@@ -122,7 +125,7 @@ def child(case: dict[str, Any]) -> dict[str, Any]:
         reader = records.cohort_of(site, "cohort-0", release.manifest.classes)
         if kept is not None and case["kind"] == "rows":
             records.keep(site, release, "cohort-0", reader, kept)
-        records._patient = timed if place == 0 else patient  # type: ignore[assignment]
+        records._patient = timed if place == 0 else patient
         with (
             watch.on(round, "prepared", "encode"),
             watch.on(engine.PrivateRound, "run", "sum"),

@@ -1,6 +1,7 @@
 """A federation of `bench.speed` on loopback: coordinator and sites as processes of their own, over mutual TLS, on drawn lesions."""
 
 import csv
+import importlib
 import json
 import os
 import socket
@@ -138,8 +139,7 @@ class World:
     def fake_site(self, name: str) -> None:
         """A site of the tests' simulator, without pictures: it answers every plan, as often as it is asked."""
         sys.path.insert(0, str(ROOT / "tests" / "simulators"))
-        import fake_site  # type: ignore[import-not-found]  # a script of the tests
-
+        fake_site = importlib.import_module("fake_site")  # a script of the tests
         request = enrolment.read_request(fake_site.request(self.work / name, name))
         enrolment.approve(self.folder, request, self.work / name / "site.kit")
         self.run(name, str(ROOT / "tests" / "simulators" / "fake_site.py"), "--folder", str(self.work / name))

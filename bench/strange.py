@@ -77,14 +77,14 @@ def hidden(data: Path, out: Path, seed: int) -> dict[str, Kind]:
         known[name] = (pictures, pictures.few(sorted(set(pictures.label.tolist())), 150))
     samples = {n: (lite0_features(p, r, out), p.label[r], p.lesion[r]) for n, (p, r) in known.items()}
     found: dict[str, Kind] = {}
-    for name, (features, *columns) in samples.items():
+    for name, (features, label, lesion) in samples.items():
         bank = without(name, samples)
         centre = np.mean([bank.features[bank.label == i].mean(0) for i in range(len(bank.classes))], 0)
-        found[name] = Kind(features - centre, *columns, Familiarity(bank, centre)(features), True)
+        found[name] = Kind(features - centre, label, lesion, Familiarity(bank, centre)(features), True)
         if name == "MRI":  # the real bank's case: it holds the five others
             for other in (n for n in samples if n != name):
-                f, label, lesion = (column[samples[other][1] == max(samples[other][1])] for column in samples[other])
-                found[f"{other}, a new class"] = Kind(f - centre, label, lesion, Familiarity(bank, centre)(f), False)
+                f, last, lesions = (column[samples[other][1] == max(samples[other][1])] for column in samples[other])
+                found[f"{other}, a new class"] = Kind(f - centre, last, lesions, Familiarity(bank, centre)(f), False)
     return found
 
 

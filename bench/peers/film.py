@@ -60,7 +60,7 @@ class Film:
             prototypes = nn.functional.normalize(f[: len(x)].view(ways, shots, -1).mean(1))
             loss = nn.functional.cross_entropy(SCALE * f[len(x) :] @ prototypes.T, truth)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
 
     def _features(self, x: Tensor) -> Array:

@@ -172,7 +172,7 @@ class Literal:
             logits, truth = self._episode(tasks, ways, int(random.choice(SHOTS)), random)
             loss = F.cross_entropy(logits, truth, label_smoothing=0.1)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(self.writer.parameters(), 1.0)
             optimizer.step()
             right.append((float((logits.argmax(1) == truth).float().mean()) * ways - 1) / (ways - 1))

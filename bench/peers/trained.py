@@ -74,7 +74,8 @@ def _scores(model: FewShotClassifier, name: str, space: Space, support: Array, q
     if name == "relationnet":
         x, q = x[..., None, None], q[..., None, None]
     model.process_support_set(x, torch.arange(ways).repeat_interleave(shots))
-    return model(q)
+    scores: Tensor = model(q)
+    return scores
 
 
 def learned(name: str, public: Public, ways: int, shots: int, centred: bool) -> tuple[Head, float] | None:
@@ -93,7 +94,8 @@ def learned(name: str, public: Public, ways: int, shots: int, centred: bool) -> 
             model.train()
             for t in tasks:
                 optimizer.zero_grad()
-                loss(_scores(model, name, space, t.support, t.queries), torch.from_numpy(t.truth)).backward()
+                scores = _scores(model, name, space, t.support, t.queries)
+                torch.autograd.backward(loss(scores, torch.from_numpy(t.truth)))
                 optimizer.step()
         model.eval()
 
