@@ -7,8 +7,6 @@ from its own bytes, so that what holds of the class memory goes on to hold: a si
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from sgps import carry
 from sgps.catalogue import Catalogue
 from sgps.errors import InputError, StateError
@@ -138,10 +136,7 @@ def _fits(before: Release, source: Release, found: carry.Map, file: Path) -> Non
         )
     if found.matrix.shape != (len(memory.coordinates.directions), len(before.memory().coordinates.directions)):
         raise InputError("does not have the shape of the two spaces", where=file, do="make it with `sgps memory map`")
-    if np.any(memory.scale):
-        raise InputError(
-            "holds rows of another federation", where=source.folder, do="take a release whose memory is empty"
-        )
+    releases.check_untouched(source)
     if new.classes != old.classes:
         raise InputError(
             "has other classes than the federation, or another order of them",

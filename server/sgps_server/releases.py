@@ -53,17 +53,27 @@ def named(folder: Path, name: str) -> Named:
     return Named(name, hashlib.sha256(read_limited(folder / name / MANIFEST, MANIFEST_LIMIT)).hexdigest())
 
 
-def first(source: Release, target: Path, federation: str, key: Ed25519PrivateKey) -> None:
-    """Sign a release anew as this federation's 0000.
-
-    Raises InputError when its memory holds rows already: their contributions are not here, so the next round would lose them.
-    """
-    if np.any(source.memory().scale):
+def check_untouched(source: Release) -> None:
+    """Raises InputError when sites of another federation have given something to a release: their contributions and statements are
+    not here, so the next round would lose them, and maps of rows would be taken for this federation's."""
+    if np.any(source.memory().scale) or source.manifest.rounds or source.manifest.carried:
         raise InputError(
-            "holds rows of another federation", where=source.folder, do="begin with a release whose memory is empty"
+            "holds contributions of another federation",
+            where=source.folder,
+            do="take one that no round has changed, as `sgps pretrain release` makes it",
         )
+
+
+def first(source: Release, target: Path, federation: str, key: Ed25519PrivateKey) -> None:
+    """Sign a release anew as this federation's 0000. Raises InputError when it holds another federation's contributions."""
+    check_untouched(source)
     manifest = source.manifest.model_copy(
-        update={"name": name_of(0), "federation": federation, "fingerprint": fingerprint(key.public_key())}
+        update={
+            "name": name_of(0),
+            "federation": federation,
+            "fingerprint": fingerprint(key.public_key()),
+            "figures": {n: f for n, f in source.manifest.figures.items() if n != ANCHOR},  # a line of another record
+        }
     )
     write(target, {name: source.folder / name for name in FILES}, manifest, key)
 

@@ -228,7 +228,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(folder:
         ),
         (source, a_map(now, source, tmp_path / "m2", {"after": "d" * 64}), "rows of another hash are not used.*--to"),
         (other_base(tmp_path / "classes", classes=("df", "akiec", "vasc")), good, "other classes"),
-        (other_base(tmp_path / "full", memory=full), good, "rows of another federation"),
+        (other_base(tmp_path / "full", memory=full), good, "contributions of another federation"),
         (other_base(tmp_path / "another", 3), good, "rows of another hash are not used.*--to"),
     ]
     for release, file, says in cases:

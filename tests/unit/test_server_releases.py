@@ -1,6 +1,7 @@
 """The next release is written once, from the one before, and says who gave what under which terms."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -70,10 +71,22 @@ def test_a_crash_after_the_release_and_before_the_checkpoint_is_healed_and_anoth
         write(folder, memory(21.0))
 
 
-def test_a_release_with_rows_of_another_federation_is_no_beginning(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds rows of another federation"):
-        releases.first(write(folder, memory()), tmp_path / "x", "other", KEY)
-    assert not (tmp_path / "x").exists()
+def test_a_release_with_contributions_to_another_federation_is_no_beginning(folder: Path, tmp_path: Path) -> None:
+    """Nor one whose memory is empty and whose generator sites have trained: what they stated would be lost."""
+    empty = Release.open(folder / "0000", key=KEY.public_key()).memory()
+    for given in (memory(), empty):
+        with pytest.raises(InputError, match="holds contributions of another federation"):
+            releases.first(write(folder, given), tmp_path / "x", "other", KEY)
+        assert not (tmp_path / "x").exists()
+        shutil.rmtree(folder / "0001")
+
+
+def test_a_line_of_another_federations_record_is_not_looked_for_in_a_new_one(folder: Path, tmp_path: Path) -> None:
+    """All who had contributed withdrew, and their parts were taken out."""
+    release = releases.following(folder, 1, Result({}), (), TERMS, "c" * 64, KEY)
+    (tmp_path / "new").mkdir()
+    releases.first(release, tmp_path / "new" / "0000", "other", KEY)
+    assert releases.anchors(tmp_path / "new", KEY.public_key()) == {}
 
 
 def test_half_written_folders_are_no_releases(folder: Path) -> None:
