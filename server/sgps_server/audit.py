@@ -75,6 +75,7 @@ class Heads:
 
     def _look(self) -> None:
         with self._path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # a line counts, and is signed for, once it is durable
             if file.seek(0, os.SEEK_END) < self._read:
                 raise StateError("has become shorter", where=self._path, do="keep the file and ask who changed it")
             file.seek(self._read)

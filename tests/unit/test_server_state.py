@@ -3,6 +3,7 @@
 import errno
 import json
 import multiprocessing
+import os
 import threading
 from pathlib import Path
 
@@ -76,6 +77,23 @@ def test_a_record_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError) as caught:
         Audit(tmp_path / "audit.jsonl").add("tick")
     assert caught.value.filename == str(tmp_path / "audit.jsonl")
+
+
+def test_no_line_is_signed_for_before_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power loss would take it back, and two signed answers would contradict each other."""
+    heads, seen = audit.Heads(tmp_path / "audit.jsonl"), list[int]()
+    reader, sync = threading.Thread(target=lambda: seen.append(heads.last()[1])), os.fsync
+
+    def syncing(handle: int) -> None:
+        reader.start()
+        reader.join(0.5)
+        assert not seen
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    Audit(tmp_path / "audit.jsonl").add("tick")
+    reader.join()
+    assert seen == [1]
 
 
 def test_a_cut_end_shows_by_the_releases_that_name_a_line(tmp_path: Path) -> None:
