@@ -16,6 +16,7 @@ from sgps_privacy.accountant import epsilon
 from sgps_privacy.egress import Reply, accept, decode, encode, refuse
 from sgps_privacy.errors import CODES, PrivacyError
 from sgps_privacy.events import Event
+from sgps_privacy.noise import sampler_distance
 from sgps_privacy.statement import FIELDS, check, read_events, statement, text
 from sgps_privacy.terms import Terms
 
@@ -162,6 +163,14 @@ def test_the_statement_can_be_recomputed_from_its_own_events() -> None:
     assert found["replacing_one_patient"] == pytest.approx(19.1, abs=0.1)
     assert found["cross_check_rdp"] == pytest.approx(8.597, abs=0.02)
     assert found["epsilon"] <= found["cap_epsilon"]
+
+
+def test_the_sampler_is_paid_for_in_every_number_of_every_step_that_was_charged() -> None:
+    assert words()["sampler_distance"] == sampler_distance(865 * 20)
+    events = [Event(2.685, 1.0, 20), Event(4.0, 1.0, 5)]
+    facts = {"delta": 1e-5, "cap": 9.0, "code_hash": "c", "plan_hash": "p"}
+    found = statement(TERMS, events, numbers=865, most_numbers=4420, **facts)
+    assert (found["most_numbers"], found["sampler_distance"]) == (4420, sampler_distance(4420 * 25))
 
 
 def test_the_statement_in_words() -> None:
