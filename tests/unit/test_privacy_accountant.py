@@ -90,6 +90,10 @@ def test_sampled_replacement_is_an_upper_bound() -> None:
     accountant = dpa.pld.PLDAccountant(dpa.NeighboringRelation.REPLACE_ONE)
     accountant.compose(dpa.PoissonSampledDpEvent(0.25, dpa.GaussianDpEvent(2.0)), 10)
     assert accountant.get_epsilon(DELTA) <= replaced_epsilon([event], DELTA) < 4 * epsilon([event], DELTA)
+    removed = dpa.pld.PLDAccountant(dpa.NeighboringRelation.REPLACE_SPECIAL)
+    removed.compose(dpa.PoissonSampledDpEvent(0.25, dpa.GaussianDpEvent(2.0)), 10)
+    half = replaced_epsilon([event], DELTA) / 2  # (e, d) twice is (2e, (1 + exp(e)) d)
+    assert (1 + math.exp(half)) * removed.get_delta(half) <= DELTA
 
 
 def test_sampled_and_full_batch_events_compose() -> None:
