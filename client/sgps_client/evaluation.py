@@ -105,7 +105,7 @@ def detection(data: Detection) -> Result:
         "auroc": _figure(area(false, true)),
         "false_alarm_rate": _never_or_always(_figure(false_alarms), len(set(data.unit[~y]))),
         "sensitivity": _never_or_always(_figure(sensitivity), len(set(data.unit[y]))),
-        "accuracy": _figure(_mean(accepted == y, weights)),
+        "accuracy": _never_or_always(_figure(_mean(accepted == y, weights)), len(set(data.unit))),
         "balanced_accuracy": _figure((sensitivity + 1 - false_alarms) / 2),
         "ece": _figure(calibration_error(p, y, even)),
         "brier": _figure(_mean((p - y) ** 2, even)),
@@ -128,12 +128,12 @@ def choice(data: Choice) -> Result:
     chosen, best = p.argmax(1), p.max(1)
     right = (chosen == truth) & ~data.refused
     weights = _resampled(data.unit, truth)
-    areas = [area(*roc(truth == c, p[:, c], weights)) for c in present]
+    areas, patients = [area(*roc(truth == c, p[:, c], weights)) for c in present], len(set(data.unit))
     figures = {
-        "accuracy": _figure(_mean(right, weights)),
+        "accuracy": _never_or_always(_figure(_mean(right, weights)), patients),
         "balanced_accuracy": _figure(np.mean([_mean(right, weights, truth == c) for c in present], axis=0)),
         "auroc": _figure(np.mean(areas, axis=0)),
-        "none_of_these": _figure(_mean(data.refused, weights)),
+        "none_of_these": _never_or_always(_figure(_mean(data.refused, weights)), patients),
         "ece": _figure(calibration_error(best, chosen == truth, weights)),
         "brier": _figure(_mean(((p - np.eye(len(data.labels))[truth]) ** 2).sum(1), weights)),
     }

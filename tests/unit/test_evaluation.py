@@ -83,6 +83,15 @@ def test_what_never_happened_may_still_happen() -> None:
     assert figures["sensitivity"].value == 1 and figures["sensitivity"].low == pytest.approx(0.6915, abs=1e-3)
 
 
+def test_a_choice_without_a_mistake_may_still_make_one() -> None:
+    data = three_classes()
+    sure = Choice(data.labels, data.truth, np.eye(3)[data.truth], np.zeros(90, bool), data.unit)
+    figures, patients = choice(sure).figures, len({*data.unit.tolist()})
+    bound = 1 - 0.025 ** (1 / patients)
+    assert (figures["none_of_these"].value, figures["none_of_these"].high) == (0, pytest.approx(bound))
+    assert (figures["accuracy"].value, figures["accuracy"].low) == (1, pytest.approx(1 - bound))
+
+
 def test_one_sided_data_are_refused_and_few_patients_are_named() -> None:
     data = some(40)
     with pytest.raises(InputError, match="the disease and others"):
