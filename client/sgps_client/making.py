@@ -60,6 +60,7 @@ def asked(exemplars: Sequence[Path], disease: str | None, texts: Sequence[str], 
     """
     if any(len(text) > TEXT_LIMIT for text in texts):
         raise InputError(f"is longer than {TEXT_LIMIT:,} characters", where="--text", do="shorten it to what is seen")
+    disease = (disease or "").strip()
     if not classes:
         if not exemplars or not disease:
             do = "give --exemplar IMG and --disease NAME, or several --class NAME=IMG,..."

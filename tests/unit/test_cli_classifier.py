@@ -84,6 +84,11 @@ def pinned(release: Release) -> tuple[object, ...]:
 def test_options_that_do_not_go_together(run: Any, exemplar: Path) -> None:
     fails(run("synthesize", "--disease", "df", "--out", "m"), 2, "--exemplar IMG and --disease NAME")
     fails(run("synthesize", "--exemplar", exemplar, "--out", "m"), 2, "--disease NAME")
+    fails(
+        run("synthesize", "--exemplar", exemplar, "--disease", " ", "--out", "m"),
+        2,
+        "options: no exemplar or no disease",
+    )
     fails(run("synthesize", "--class", "df", "--out", "m"), 2, "'df' is not NAME=IMG")
     fails(
         run("synthesize", "--class", f"df={exemplar}", "--disease", "df", "--out", "m"), 2, "every disease as --class"
@@ -97,7 +102,7 @@ def test_options_that_do_not_go_together(run: Any, exemplar: Path) -> None:
         "r: holds no release - name a folder with release.yaml",
     )
     fails(run(*one, "--release", "r"), 3, "needs a pinned key")
-    fails(run(*one, "--config", "none.yaml"), 2, "none.yaml: cannot be read")
+    fails(run(*one, "--config", "none.yaml"), 2, "none.yaml: no such file")
 
 
 def bad_picture(kind: str, folder: Path) -> Path:
