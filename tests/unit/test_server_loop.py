@@ -21,7 +21,8 @@ from sgps.errors import InputError, StateError
 from sgps.memory import COUNTS, ROWS, Contribution, pool
 from sgps.release import GENERATOR, Release
 from sgps.signing import load_private
-from sgps_server import audit, enrolment, releases, repool
+from sgps_privacy import egress
+from sgps_server import audit, enrolment, releases, repool, rounds
 from sgps_server.checkpoint import Checkpoint, read_state
 from sgps_server.cli import app
 from sgps_server.config import Folder
@@ -264,4 +265,33 @@ class Renewed(local_rounds.Line):
 def test_a_site_that_comes_back_with_a_new_key_is_asked_in_the_next_attempt(folder: Folder) -> None:
     line = run(folder, 1, Renewed(folder), quorum=3, wait_for=3, patience=0.3)
     assert line.asked == [*SITES, "west"]
+    holds(folder, 1, SITES)
+
+
+class Refusing(local_rounds.Line):
+    """`west` answers its first order with a word."""
+
+    def __init__(self, folder: Folder, word: str) -> None:
+        super().__init__(folder)
+        self._word = word
+
+    def _push(self, order: Message) -> str:
+        name, site = super()._push(order), self.sites[order.metadata.dst_node_id]
+        if self._word and site.identity.site == "west":
+            reply = Message(site.record(*egress.refuse(self._word).parts()), dst_node_id=1, message_type="train")
+            reply.metadata.__dict__["_src_node_id"] = order.metadata.dst_node_id
+            self._replies[name], self._word = reply, ""
+        return name
+
+
+def test_a_word_that_may_pass_is_asked_again_and_a_no_is_not(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "PAUSE", 0.0)
+    three = {"quorum": 3, "wait_for": 3}
+    line = Refusing(folder, "budget")
+    with pytest.raises(StateError, match="cannot get more; no from west: budget"):
+        run(folder, 1, line, **three)
+    assert line.asked == [*SITES]
+    again = Refusing(folder, "busy")  # a new life asks again; the others have given
+    run(folder, 1, again, **three)
+    assert again.asked == ["west", "west"]
     holds(folder, 1, SITES)
