@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	$(BIN)/sgps demo --out $(DEMO_OUT) $(if $(SGPS_DATA),--data $(SGPS_DATA))
 
-# Resumable: about 20 processor-minutes of training and an hour of features and measurements on one core.
+# Resumable: about an hour of one processor, a third of it training, the rest features and measurements.
 pretrain: $(STAMP)
 	@test -d "$(SGPS_DATA)" || { echo "name the folder with the image sets: make pretrain SGPS_DATA=FOLDER"; exit 1; }
 	$(BIN)/sgps pretrain base --data $(SGPS_DATA) --out $(PRETRAIN_OUT)/base

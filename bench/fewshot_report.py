@@ -30,10 +30,13 @@ def _head(r: Found) -> list[str]:
     e, learned, data = r["episodes"], ", ".join(r["learned"]) or "none", r["data"]
     classes = ", ".join(f"{c} {n['lesions']} lesions" for c, n in r["classes"].items())
     queries = ", ".join(f"{k} {n}" for k, n in e["queries"].items())
+    fewer = (
+        f"; methods marked * on the first {e['slow']}" if any(_title(r, m).endswith("*") for m in r["methods"]) else ""
+    )
     lines = [
         f"Release {r['release'][:16]}, learned parts that are on: {learned}.",
         f"Data {data['file']} ({data['sha256'][:16]}): {classes}, one image a lesion. Queries a class: {queries}.",
-        f"{e['count']} episodes of each kind, seed {e['seed']}, file {e['sha256'][:16]}; methods marked * on the first {e['slow']}.",
+        f"{e['count']} episodes of each kind, seed {e['seed']}, file {e['sha256'][:16]}{fewer}.",
     ]
     if r["seen"]:
         lines.append(
