@@ -16,11 +16,13 @@ import tiny_release
 from sgps.files import sha256_file
 from sgps.memory import COUNTS, ROWS, Contribution, pool
 from sgps.release import MANIFEST, MEMORY, Release
+from sgps.signing import load_private
 from sgps_privacy.terms import Terms
 from sgps_server import enrolment
 from sgps_server.app import open_strategy
 from sgps_server.config import Folder
 from sgps_server.kinds import Sent
+from sgps_server.plans import PlanOffice
 from sgps_server.replies import Rejected
 from sgps_server.strategy import RoundStrategy, decode, records, to_record
 
@@ -190,3 +192,14 @@ def test_orders_go_to_known_contributors_that_have_not_answered(folder: Folder) 
 
     assert [m.metadata.dst_node_id for m in strategy.orders(1, Two({}))] == [8]
     assert asked == [["south"]]
+
+
+def test_a_plan_tells_a_site_no_receipt_of_one_that_is_not_asked(folder: Folder) -> None:
+    key = load_private(folder.keys / "plan.key")
+    release = Release.open(folder.releases / "0000", key=key.public_key())
+    terms, start = Terms("rows", 1.0, 1.0, 1, (1.0,), ((ROWS, COUNTS),), 1), {ROWS: np.zeros((3, 4), np.float32)}
+    receipts = {"north": "a" * 64, "south": "b" * 64}
+    plan, _ = PlanOffice(folder.settings(), key).plan(
+        1, 1, terms, start, ["c" * 64], ["south"], receipts, release=release, centres={}, quorum=1
+    )
+    assert (plan.sites, plan.echo) == (("south",), {"south": "b" * 64})
