@@ -295,3 +295,10 @@ def test_a_word_that_may_pass_is_asked_again_and_a_no_is_not(folder: Folder, mon
     run(folder, 1, again, **three)
     assert again.asked == ["west", "west"]
     holds(folder, 1, SITES)
+
+
+def test_who_withdraws_is_not_told_that_a_change_of_the_generator_is_taken_out(folder: Folder) -> None:
+    run(folder)
+    checkpoint = Checkpoint(folder.state)
+    checkpoint.save(terms={1: {**checkpoint.state.terms[1], "kind": "episodes"}})
+    assert enrolment.withdraw(folder, "north") == ()
