@@ -107,14 +107,17 @@ class Arms:
             other.__dict__.pop(kept, None)
         return other
 
+    def lacks(self, name: str) -> str:
+        """What the release has not of a method, empty where it has all."""
+        learned = self.release.manifest.architecture.learned
+        if name in ("ours-no-body", "ours-other-body") and "body" not in learned:
+            return "the release has no generated body"
+        return "the release reads no text" if name == "ours-no-text" and "text" not in learned else ""
+
     def get(self, name: str) -> Method | str:
         """The method, or in a few words why this release or these data do not have it."""
-        learned = self.release.manifest.architecture.learned
-        has_body = "body" in learned
-        if name in ("ours-no-body", "ours-other-body") and not has_body:
-            return "the release has no generated body"
-        if name == "ours-no-text" and "text" not in learned:
-            return "the release reads no text"
+        if missing := self.lacks(name):
+            return missing
         if name.startswith(OURS):
             return self._synthesis(name)
         if name == "fit":
