@@ -97,5 +97,14 @@ def approve(plan: str, officer: OfficerOption, config: ConfigOption = SITE_YAML,
     _say(as_json, vars(found), found.line())
 
 
+@plans.command()
+def revoke(plan: str, officer: OfficerOption, config: ConfigOption = SITE_YAML, as_json: JsonOption = False) -> None:
+    """Take a yes back, as long as the ledger has not charged the plan."""
+    from sgps_client import officer as office
+
+    found = office.revoke(config, plan, officer)
+    _say(as_json, vars(found), found.line())
+
+
 def _say(as_json: bool, facts: dict[str, Any], text: str) -> None:
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else text)

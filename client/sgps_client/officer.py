@@ -1,8 +1,10 @@
-"""What the site's privacy officer may write into the ledger: FORGIVE, and higher budgets."""
+"""What the site's privacy officer may write into the ledger, FORGIVE and higher budgets, and how a yes to a plan is taken back."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from sgps.errors import RefusedError
+from sgps.errors import ConfigError, RefusedError
+from sgps_client import approval
 from sgps_client.config import Site
 from sgps_client.ledger_view import WAIT
 from sgps_client.round import open_ledger
@@ -42,3 +44,35 @@ def raise_budget(config: Path, cohort: str, epsilon: float, officer: str) -> Non
     """Writes BUDGET. Raises PrivacyError when it is not higher than the present one."""
     with open_ledger(Site.load(config), WAIT) as ledger:
         ledger.raise_budget(cohort, epsilon, officer)
+
+
+def revoke(config: Path, prefix: str, officer: str) -> approval.Asked:
+    """Takes the yes to a plan back, whatever a round is doing: its records may be read, but it is not charged.
+
+    Raises ConfigError where no yes is needed, InputError as `approval.approve` does, RefusedError when there is no yes or the ledger has
+    charged the plan.
+    """
+    site = Site.load(config)
+    if site.config.approve == "automatic":
+        what = "approve: automatic, so plans are carried out without a person's yes"
+        raise ConfigError(what, where=site.file, do="write approve: manual")
+    with approval.changing(site, prefix, officer) as (found, put):
+        if not found.approved:
+            raise RefusedError("is not approved", where=found.plan[:12], do="nothing to do, it is not carried out")
+        if _charged(site, found):
+            what = f"is charged to cohort {found.cohort} already, and its noised sum may have left"
+            raise RefusedError(
+                what, where=found.plan[:12], do="sgps-client ledger show; a yes is taken back before that"
+            )
+        return put(replace(found, revoked=officer.strip()))
+
+
+def _charged(site: Site, plan: approval.Asked) -> bool:
+    """A round notes its charge before it makes it, so that the ledger, which it holds all the while, is asked only where there may be one."""
+    if str(plan.round) not in Seen.read(site).charged:
+        return False
+    with open_ledger(site, WAIT) as ledger:
+        entries = ledger.history()
+    forgiven = {e["charge"] for e in entries if e["kind"] == "FORGIVE"}
+    charges = [e for e in entries if e["kind"] == "CHARGE" and e["hash"] not in forgiven]
+    return any(e["plan_hash"] == plan.plan for e in charges)

@@ -170,14 +170,21 @@ def _carried_out(site: Site, plan: Plan, signed: SignedPlan, arrays: Arrays, *, 
         train = _trainer(site, plan, terms, arrays, records, facts, here(release))
         if time.time() > plan.answer_at:
             raise _too_late(site, plan, began)
-        seen = replace(seen, charged={**seen.charged, str(plan.round): plan.issued})
-        seen.write(site)
-        start, begun = time.monotonic(), time.time()
-        with uninterrupted():
-            payload, receipt = ledger.answer(order, train)
-            ended = time.time()
-            if late := hide and ended > plan.answer_at:
-                replace(seen, held={**seen.held, str(plan.round): _held_until(begun, ended)}).write(site)
+        start = time.monotonic()
+        with approval.standing(site, plan, cohort) as stands:
+            if not stands:
+                raise RoundFailed(
+                    f"round {plan.round}: the approval was taken back while the records were read; nothing was charged",
+                    do="nothing to do; the plan waits for approval again",
+                )
+            seen = replace(seen, charged={**seen.charged, str(plan.round): plan.issued})
+            seen.write(site)
+            begun = time.time()
+            with uninterrupted():
+                payload, receipt = ledger.answer(order, train)
+                ended = time.time()
+                if late := hide and ended > plan.answer_at:
+                    replace(seen, held={**seen.held, str(plan.round): _held_until(begun, ended)}).write(site)
         drop_pictures()
         log.current()(
             "charged",

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
 from site_bench import Bench
 
-from sgps_client import app, approval, cli, log
+from sgps.errors import RefusedError
+from sgps_client import app, approval, cli, log, officer
+from sgps_client import round as rounds
 from sgps_client.round import RoundFailed, answer
 from sgps_privacy.egress import Reply
 
@@ -118,3 +121,82 @@ def test_a_list_of_an_earlier_version_is_read(bench: Bench, plans: Any) -> None:
     (bench.site.state / approval.FILE).write_text("[{}]")
     code, _, err = plans("list")
     assert code == 7 and "approvals.json: is damaged - remove it: every plan is asked for again" in err
+
+
+WHO = ("--officer", "Dr Officer")
+
+
+def charges(bench: Bench) -> list[dict[str, Any]]:
+    with rounds.open_ledger(bench.site) as ledger:
+        return [entry for entry in ledger.history() if entry["kind"] == "CHARGE"]
+
+
+def test_a_yes_is_taken_back_and_given_again(bench: Bench, plans: Any) -> None:
+    name = put(bench)
+    code, out, err = plans("revoke", name[:12], *WHO)
+    assert (code, out) == (5, "") and f"{name[:12]}: is not approved - " in err and err.count("\n") == 1
+    plans("approve", name[:12], *WHO)
+    code, out, _ = plans("revoke", name[:12], "--officer", "Dr Other")
+    end = "  approved by Dr Officer, taken back by Dr Other; waits for approval\n"
+    assert code == 0 and out.endswith(end) and plans("list")[1].endswith(end)
+    assert put(bench, attempt=2) == name and charges(bench) == []
+    (facts,) = json.loads(plans("list", "--json")[1])["plans"]
+    assert (facts["officer"], facts["revoked"]) == ("Dr Officer", "Dr Other")
+    assert plans("approve", name[:12], *WHO)[1].endswith("  approved by Dr Officer\n")
+    assert order(bench, attempt=3).status == "accepted"
+
+
+def test_a_yes_is_taken_back_while_the_records_are_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, real = put(bench), rounds.prepared
+    approval.approve(bench.site, name, "Dr Officer")
+
+    def reading(*args: Any) -> Any:
+        officer.revoke(bench.file, name, "Dr Officer")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "prepared", reading)
+        with pytest.raises(
+            RoundFailed, match="approval was taken back while the records were read; nothing was charged"
+        ):
+            order(bench)
+    assert charges(bench) == []
+    put(bench)
+
+
+def test_a_yes_that_was_charged_is_not_taken_back(bench: Bench, plans: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, real = put(bench), rounds._noised
+    approval.approve(bench.site, name, "Dr Officer")
+    tried: list[Future[Any]] = []
+    with ThreadPoolExecutor() as other:
+
+        def noised(*args: Any) -> bytes:  # between CHARGE and COMMIT
+            tried.append(other.submit(officer.revoke, bench.file, name, "Dr Officer"))
+            return real(*args)
+
+        monkeypatch.setattr(rounds, "_noised", noised)
+        assert order(bench).status == "accepted"
+        assert isinstance(tried[0].exception(), RefusedError)
+    code, out, err = plans("revoke", name[:12], *WHO)
+    assert (code, out) == (5, "") and err.count("\n") == 1
+    assert f"{name[:12]}: is charged to cohort first already, and its noised sum may have left - " in err
+    assert order(bench, attempt=2).status == "accepted"
+
+
+def test_a_yes_is_taken_back_where_the_charge_failed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = put(bench)
+    approval.approve(bench.site, name, "Dr Officer")
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.Ledger, "charge", lambda *_: (_ for _ in ()).throw(OSError("no room")))
+        with pytest.raises(OSError, match="no room"):
+            order(bench)
+    assert officer.revoke(bench.file, name, "Dr Officer").revoked == "Dr Officer"
+    put(bench)
+
+
+def test_where_nobody_is_asked_nothing_is_taken_back(bench: Bench, plans: Any) -> None:
+    name = put(bench)
+    plans("approve", name, *WHO)
+    bench.write(approve="automatic")
+    code, out, err = plans("revoke", name, *WHO)
+    assert (code, out) == (3, "") and "approve: automatic, so plans are carried out without a person's yes - " in err
