@@ -155,7 +155,11 @@ def predict(
     }
     summary = ", ".join(f"{n} accepted as {name}" for name, n in accepted.items())
     refused = f"{none} none of these" + (f" ({other} of them of another kind of picture)" if other else "")
-    _say(as_json, facts, f"{out}: {counted(len(found), 'picture')}, {summary}, {refused}")
+    lines = [
+        f"{out}: {counted(len(found), 'picture')}, {summary}, {refused}",
+        f"  probability: {prediction.of_what(classifier)}",
+    ]
+    _say(as_json, facts, "\n".join(lines))
     _name_bad(as_json, answers.bad)
 
 

@@ -133,6 +133,13 @@ def write_csv(path: Path, classifier: "Classifier", items: Sequence[Item], answe
     write_atomic(path, escaped(out.getvalue()).encode(), mode=0o600)
 
 
+def of_what(classifier: "Classifier") -> str:
+    """Of what the column `probability` is the probability: with one disease not of what `label` says."""
+    if len(classifier.named) == 1:
+        return f"that it is {classifier.named[0]}, whatever the label says, if half of the pictures showed it"
+    return f"of the label among {', '.join(classifier.named)}, if they were equally frequent"
+
+
 def _cell(text: str) -> str:
     """A text that begins with a path. A spreadsheet would compute `=1.jpg`; `./=1.jpg` is the same file."""
     return f"./{text}" if text[:1] in "=+-@" else text

@@ -1,7 +1,6 @@
 """What lies on the clinician's desk: one classifier, its exemplars and the last pictures that it was asked about. In memory only."""
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,12 +31,11 @@ _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 @dataclass(frozen=True)
 class Made:
-    """seconds: from the pictures to the classifier. exemplars: data addresses."""
+    """exemplars: data addresses."""
 
     classifier: "Classifier"
     notes: Sequence[str]
     exemplars: list[str]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,13 @@ class Desk:
         if len(disease) > NAME_LIMIT or len(text) > making.TEXT_LIMIT:
             what = f"has more than {NAME_LIMIT} characters, or its text more than {making.TEXT_LIMIT:,}"
             raise InputError(what, where="disease", do="shorten it")
-        start = time.monotonic()
         images = [decode_picture(u.data, u.name) for u in uploads]
         asked = making.Asked({disease: images}, {disease: text} if text else {})
         classifier, notes = making.make(asked, self.release, None, False, self.false_alarms, self.encoders, self.device)
         if self.device is not None:
             classifier = replace(classifier, device=self.device)
-        seconds = time.monotonic() - start
         self.forget()
-        self.made = Made(classifier, notes, [picture(image, THUMBNAIL) for image in images], seconds)
+        self.made = Made(classifier, notes, [picture(image, THUMBNAIL) for image in images])
 
     def ask(self, uploads: Sequence[Upload]) -> None:
         """Answers for these pictures, in place of the last ones. Raises InputError without a classifier or a picture."""

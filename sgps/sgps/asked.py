@@ -88,8 +88,20 @@ def remarks(d: Asked, catalogue: Catalogue, reader: Embeds) -> list[str]:
         near = ", ".join(f"{e.name} ({e.id})" for e in {e.id: e for e in (*by_name, *by_text)}.values())
         return [f"{d.key} is not in the catalogue: no row of the class memory was used; nearest entries: {near}"]
     if d.worth == 0:
-        return [f"the class memory holds nothing certain about {d.key}: the exemplar stands alone"]
+        return [f"the class memory holds nothing certain about {d.key}: {_alone(d)}"]
     return [f"the class memory knows {d.key}: its row counts as {d.worth:.1f} patients beside {d.shots}"]
+
+
+def _alone(d: Asked) -> str:
+    if len(d.own):
+        return f"{subject(len(d.images))} and own patients stand alone"
+    return f"{subject(len(d.images), 'stand')} alone"
+
+
+def subject(exemplars: int, verb: str = "") -> str:
+    """`the exemplar looks` or `the exemplars look`; without a verb the noun alone."""
+    noun, verb = ("the exemplar", verb and f"{verb}s") if exemplars == 1 else ("the exemplars", verb)
+    return f"{noun} {verb}".rstrip()
 
 
 def disease(d: Asked) -> Disease:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from sgps.asked import Asked, complete, disease, remarks
+from sgps.asked import Asked, complete, disease, remarks, subject
 from sgps.attributes import NAMES, VOCABULARIES, parse, vector
 from sgps.bank import Bank
 from sgps.catalogue import Catalogue
@@ -157,7 +157,7 @@ class Synthesizer:
         trust = STRANGE_KIND if strange else KNOWN_KIND
         if strange:
             notes.append(
-                f"the exemplars look like no kind of picture in the reference bank (most like {looks}): false alarms and 'none of these' "
+                f"{subject(sum(len(d.images) for d in asked), 'look')} like no kind of picture in the reference bank (most like {looks}): false alarms and 'none of these' "
                 "were measured on other kinds and may be far off"
             )
         kinds = {domain, looks, *(self._kind(d, p) for d, p in zip(asked[1:], prototypes[1:], strict=True))}
@@ -268,7 +268,8 @@ class Synthesizer:
     def _domain(self, first: Asked, prototype: Array) -> tuple[str, str, list[str]]:
         """The kind of picture of a disease, the one that its exemplar looks like, and a note where they differ."""
         domain, looks = self._kind(first, prototype), domain_of(self.bank, prototype, self.centre)
-        note = f"the exemplar of {first.key} looks more like {looks} than like {domain}"
+        more = "looks more" if len(first.images) == 1 else "look more"
+        note = f"{subject(len(first.images))} of {first.key} {more} like {looks} than like {domain}"
         return domain, looks, [note] if looks != domain else []
 
     def _kind(self, d: Asked, prototype: Array) -> str:

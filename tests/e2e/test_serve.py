@@ -125,9 +125,12 @@ def test_from_a_picture_to_a_saved_classifier(page: Page) -> None:
         "catalogue: df",
     ):
         assert words in made.text
+    took = re.findall(r"synthesized in\s+([0-9.]+) s without training", made.text)  # the page, and its card
+    assert len(took) == 2 and took[0] == took[1] and "made in" not in made.text
     pictures = [("pictures", (f"{i}.png", lesion(i, 3 + i))) for i in range(3)]
     asked = page.post("ask", [*pictures, ("pictures", ("notes.txt", b"no picture"))])
     assert asked.status_code == 200 and asked.text.count("<meter") == 3 and "notes.txt: is not a picture" in asked.text
+    assert "that it is dermatofibroma, whatever the answer says" in asked.text
     saved = page.post("save", name="mine")
     assert saved.status_code == 200 and "Saved in" in saved.text
     folder = page.models / "mine"

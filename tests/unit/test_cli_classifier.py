@@ -193,6 +193,7 @@ def test_predict_skips_and_names_bad_pictures(run: Any, model: Path, labelled: P
     (labelled / "df" / "2.png").write_bytes(b"\x89PNG")
     ran = run("predict", "--model", model, labelled, "--out", "r.csv")
     assert ran.code == 2 and "skipped: " in ran.err and "2.png" in ran.err
+    assert "\n  probability: that it is df, whatever the label says, if half of the pictures showed it\n" in ran.out
     assert ran.out.startswith("r.csv: 6 pictures, ") and len((tmp_path / "r.csv").read_text().splitlines()) == 8
     ran = run("predict", "--model", model, labelled, "--out", "s.csv", "--json")
     assert ran.code == 2 and ran.facts["pictures"] == 6 and len(ran.facts["bad"]) == 1

@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sgps import synthesis
+from sgps.asked import Asked, remarks
 from sgps.bank import Bank
 from sgps.encoders import ImageEncoder
 from sgps.errors import InputError, SignatureError
@@ -75,7 +77,9 @@ def test_pictures_of_a_kind_that_the_bank_does_not_hold_are_named_and_show_their
     noise = {k: [Image.fromarray((noise * np.array(t)).astype(np.uint8)) for t in by] for k, by in tints.items()}
     s = Synthesizer(release)
     c = s.compose(noise, {k: TEXTS[k] for k in noise})
-    assert c.trust == STRANGE_KIND and "no kind of picture in the reference bank" in " ".join(c.notes)
+    assert c.trust == STRANGE_KIND and "the exemplars look like no kind of picture in the" in " ".join(c.notes)
+    alone = s.compose({"a": noise["a"][:1]}, {"a": TEXTS["a"]})
+    assert "the exemplar looks like no kind of picture in the" in " ".join(alone.notes)
     groups = [torch.from_numpy(s.encoder.features(images)) for images in noise.values()]
     centre = torch.from_numpy(s.centre)
     v = torch.stack([g.mean(0) for g in groups])
@@ -153,6 +157,21 @@ def test_the_row_reaches_the_body(small_release, drawn):
     empty = Memory.empty(release.memory().coordinates, release.manifest.classes)
     one, other = (synthesize({"df": drawn(600)}, {}, release, memory=m) for m in (None, empty))
     assert not torch.equal(one.state["conv_stem.weight"], other.state["conv_stem.weight"])
+
+
+def test_notes_count_the_exemplars(small_release, drawn, monkeypatch):
+    s = Synthesizer(small_release())
+    monkeypatch.setattr(synthesis, "domain_of", lambda *_: "another kind")
+    monkeypatch.setattr(s, "_kind", lambda *_: "skin")
+    known, width = s.catalogue.entries[0], s.encoder.target.width
+    for count, own, alone, looks in (
+        (1, 0, "the exemplar stands alone", "the exemplar of x looks more"),
+        (2, 0, "the exemplars stand alone", "the exemplars of x look more"),
+        (1, 3, "the exemplar and own patients stand alone", "the exemplar of x looks more"),
+    ):
+        asked = Asked("x", known, "A lesion.", drawn(600, 0, count), np.zeros((own, width)), None, np.zeros(4), 0.0)
+        assert remarks(asked, s.catalogue, s.text) == [f"the class memory holds nothing certain about x: {alone}"]
+        assert s._domain(asked, s.centre)[2] == [f"{looks} like another kind than like skin"]
 
 
 def test_an_unknown_name_is_told_its_nearest_entries(small_release, drawn):
