@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench import speed_flower, speed_growth, speed_round
+from bench import _speed_growth, _speed_round, speed_flower
 from bench.speed_rows import Rows, table
 from bench.speed_synthesis import Bench
 from bench.speed_world import PICTURE
@@ -48,11 +48,11 @@ def measure(parts: Sequence[str], threads: int, folder: Path) -> dict[str, Any]:
                 bench.warm()
                 bench.cold()
         elif part == "round":
-            speed_round.measure(rows, work)
+            _speed_round.measure(rows, work)
         elif part == "flower":
             federations = speed_flower.measure(rows, work)
         else:
-            speed_growth.measure(rows, work)
+            _speed_growth.measure(rows, work)
         loads[part] = {"before": before, "after": os.getloadavg()[0]}
     release = shipped_release()
     a = release.manifest.architecture

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from bench.cold import DISEASE
+from bench._cold import DISEASE
 from bench.speed_rows import Rows, seconds
 from bench.speed_world import PICTURE, ROOT, environment
 from sgps.draw import draw_patient, draw_profile
@@ -67,7 +67,7 @@ class Bench:
 
     def child(self, kind: str, picture: Path) -> tuple[float, int]:
         """Seconds from the start of a process until its weights are written; its peak memory in the end."""
-        call = [sys.executable, "-m", "bench.cold", kind, str(picture), str(self.folder / f"{kind}.safetensors")]
+        call = [sys.executable, "-m", "bench._cold", kind, str(picture), str(self.folder / f"{kind}.safetensors")]
         start = time.perf_counter()
         with subprocess.Popen(  # noqa: S603
             call, cwd=ROOT, env=environment(self.threads), stdout=subprocess.PIPE, text=True

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # bench is a folder of the repository, not a package that is installed
 
-from bench import speed, speed_flower, speed_round, speed_world
+from bench import _speed_round, speed, speed_flower, speed_world
 from bench.speed_rows import Rows, median, table
 
 
@@ -63,9 +63,15 @@ def test_a_round_is_counted_from_release_to_release_without_the_wait_of_the_slow
 
 
 def test_a_round_at_a_site_is_timed_by_part_and_accepted(tmp_path: Path) -> None:
-    found = speed_round.child({"work": str(tmp_path / "world"), "kind": "rows", "patients": 2, "repeats": 2})
+    found = _speed_round.child({"work": str(tmp_path / "world"), "kind": "rows", "patients": 2, "repeats": 2})
     assert len(found["single"]) == len(found["floors"]) == 2
     assert len(found["parts"]) == 2
     for part in found["parts"]:
         assert all(part[name] > 0 for name in ("sum", "ledger", "rest"))
         assert part["whole"] == pytest.approx(part["encode"] + part["sum"] + part["ledger"] + part["rest"], rel=0.01)
+
+
+def test_every_bench_that_runs_answers_help() -> None:
+    """A module that a person may start parses its options; one that another bench starts has a leading underscore."""
+    started = [p for p in (ROOT / "bench").glob("[!_]*.py") if 'if __name__ == "__main__"' in p.read_text()]
+    assert started and [p.name for p in started if "ArgumentParser" not in p.read_text()] == []

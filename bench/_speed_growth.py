@@ -1,4 +1,4 @@
-"""How seconds and memory grow: part `growth` of `bench.speed`, and `python -m bench.speed_growth CASE`, its process.
+"""How seconds and memory grow: part `growth` of `bench.speed`, and `python -m bench._speed_growth CASE`, its process.
 
 Synthesis by classes and by pictures of a class, prediction by pictures, each in a process of its own, so that its peak memory is its
 own; rounds by sites, with the tests' simulated sites, which answer at once. A round by patients is in part `round`.
@@ -56,7 +56,7 @@ def run(work: Path, **case: Any) -> dict[str, Any]:
     file = work / "case.json"
     file.write_text(json.dumps(case))
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "bench.speed_growth", str(file)], env=environment(), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "bench._speed_growth", str(file)], env=environment(), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )  # fmt: skip
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

@@ -1,4 +1,4 @@
-"""One DP round at a site, by patients: part `round` of `bench.speed`, and `python -m bench.speed_round CASE`, its process.
+"""One DP round at a site, by patients: part `round` of `bench.speed`, and `python -m bench._speed_round CASE`, its process.
 
 The product's own path from the signed plan to the outbox: rules, ledger, reading and encoding of drawn patients (a picture each),
 clipping, noise, CHARGE and COMMIT. Patients are read and encoded once, timed one by one; the rest is repeated in fresh site folders that
@@ -174,7 +174,7 @@ def run(work: Path, kind: str, patients: int, repeats: int) -> dict[str, Any]:
     case = {"work": str(work / "world"), "kind": kind, "patients": patients, "repeats": repeats}
     (work / CASE).write_text(json.dumps(case))
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "bench.speed_round", str(work / CASE)], env=environment(), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "bench._speed_round", str(work / CASE)], env=environment(), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )  # fmt: skip
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

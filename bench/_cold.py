@@ -1,4 +1,4 @@
-"""`python -m bench.cold synthesis|reference PICTURE WEIGHTS`: one fresh process of `bench.speed`.
+"""`python -m bench._cold synthesis|reference PICTURE WEIGHTS`: one fresh process of `bench.speed`.
 
 Prints `written` when WEIGHTS holds the state dict, then its peak memory in bytes; the synthesis calibrates in between.
 """
