@@ -17,7 +17,7 @@ from sgps.files import naming
 from sgps.signing import canonical
 
 START = "0" * 64
-_TAIL = 1 << 16  # bytes; longer than any line
+_TAIL = 1 << 20  # bytes; longer than any line: the names of as many sites as a plan can hold take less than half
 
 
 class Audit:

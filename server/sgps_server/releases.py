@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,27 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from sgps.code import contributor_code
 from sgps.errors import InputError, StateError
 from sgps.files import new_folder, read_limited, sha256_file, torn, write_atomic
-from sgps.release import FILES, MANIFEST, MANIFEST_LIMIT, MEMORY, SIGNATURE, Carry, Manifest, Release, Round, write
+from sgps.release import (
+    FILES,
+    MANIFEST,
+    MANIFEST_LIMIT,
+    MEMORY,
+    SIGNATURE,
+    Carry,
+    Manifest,
+    Release,
+    Round,
+    manifest_bytes,
+    write,
+)
 from sgps.signing import fingerprint
 from sgps_server.checkpoint import Record
 from sgps_server.kinds import Result
+from sgps_server.replies import MOST_TEXT
 
 ANCHOR = "audit"  # key of a manifest's figures: hash of the audit line that the release was made after
 _NAME = re.compile(r"[0-9]{4,}")
+_SLACK = 4096  # bytes of a manifest that a round changes beside who contributed and what they state
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,33 @@ def first(source: Release, target: Path, federation: str, key: Ed25519PrivateKey
         }
     )
     write(target, {name: source.folder / name for name in FILES}, manifest, key)
+
+
+def check_room(
+    before: Release, rounds: Sequence[int], asked: Mapping[str, str], records: Sequence[Record],
+    terms: Mapping[int, dict[str, Any]],
+) -> None:  # fmt: skip
+    """Raises StateError unless a manifest has room for what is there and for an answer of each site that is about to be asked, each as
+    long as one that is accepted can be. To be called before any is asked: a round that no release can hold would be paid for in vain.
+
+    before: the newest release. rounds: that the sites will answer. asked: site -> its key. records: contributions that count.
+    """
+    number, text = rounds[0], "{" + " x" * (MOST_TEXT // 2)  # a blank at every place where YAML may break a line
+    longest = [
+        Record(
+            round=n, site=s, receipt="0" * 64, sha256="0" * 64, sigma=1.0, statement=text, signature="0" * 512, key=key
+        )
+        for n in rounds
+        for s, key in asked.items()
+    ]
+    history = _history([*records, *longest], dict.fromkeys(rounds, terms[number]) | dict(terms))
+    size = len(manifest_bytes(before.manifest.model_copy(update=history))) + _SLACK
+    if size > MANIFEST_LIMIT:
+        raise StateError(
+            f"round {number} with {len(asked)} sites could give a manifest of {size:,} bytes, {MANIFEST_LIMIT:,} are read",
+            where=before.folder,
+            do="begin a new federation, or revoke sites until fewer are asked: what all sites stated in all rounds stands in every release",
+        )
 
 
 def following(
@@ -150,7 +191,7 @@ def _written(target: Path, contents: dict[str, bytes | Path], manifest: Manifest
     return Release.open(target, key=key.public_key())
 
 
-def _history(records: Sequence[Record], terms: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _history(records: Sequence[Record], terms: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """Fields of a manifest: who contributed to which round, under which terms, and what each has stated."""
     order = sorted(records, key=lambda r: (r.round, r.site))
     statements: dict[str, tuple[dict[str, Any], ...]] = {}

@@ -176,8 +176,14 @@ class Rounds:
         return site not in self._no and (not self._centres or site in self._centres)
 
     def _plan(self, number: int, sites: Sequence[str]) -> tuple[Plan, SignedPlan, Mapping[str, Array]]:
-        """The next attempt's plan, journalled before it exists. Called by the strategy."""
-        o = self._opened()
+        """The next attempt's plan, journalled before it exists. Called by the strategy. Raises StateError when no release could hold all
+        its answers."""
+        o, keys = self._opened(), self._registry.sites()
+        ahead = (
+            [number, number + 1] if o.terms["kind"] == "site_mean" else [number]
+        )  # a mean is of use in the round after
+        asked = {name: keys[name].key for name in sites if name in keys}
+        releases.check_room(self._strategy.release, ahead, asked, self._counted(), self._checkpoint.state.terms)
         attempt = o.attempt + 1
         self._checkpoint.save(open=o.model_copy(update={"attempt": attempt, "sites": tuple(sites)}))
         terms = Terms.from_mapping(o.terms)

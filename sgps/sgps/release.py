@@ -186,6 +186,11 @@ def parse_manifest(data: bytes, where: object) -> Manifest:
         raise SignatureError(str(error), where=where, do="update the program") from error
 
 
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """release.yaml."""
+    return dump(manifest.model_dump(mode="json", exclude_none=True)).encode()
+
+
 def encoder_sha256(base: Mapping[str, np.ndarray[Any, Any]], architecture: Architecture, memory: Memory) -> str:
     """Hash of what makes a row: base tensors as stored, input size, mean, std, views, coordinates."""
     digest = hashlib.sha256()
@@ -210,7 +215,7 @@ def write(
             content = contents[name]
             write_atomic(work / name, content.read_bytes() if isinstance(content, Path) else content)
         files = {name: sha256_file(work / name) for name in FILES}
-        data = dump(manifest.model_copy(update={"files": files}).model_dump(mode="json", exclude_none=True)).encode()
+        data = manifest_bytes(manifest.model_copy(update={"files": files}))
         if len(data) > MANIFEST_LIMIT:
             raise InputError(
                 f"its manifest would have {len(data):,} bytes, {MANIFEST_LIMIT:,} are read",

@@ -19,13 +19,14 @@ from local_rounds import SITES, run
 
 from sgps.errors import InputError, StateError
 from sgps.memory import COUNTS, ROWS, Contribution, pool
-from sgps.release import GENERATOR, Release
+from sgps.release import GENERATOR, MANIFEST, Release
 from sgps.signing import load_private
 from sgps_privacy import egress
 from sgps_server import audit, enrolment, releases, repool, rounds
 from sgps_server.checkpoint import Checkpoint, read_state
 from sgps_server.cli import app
 from sgps_server.config import Folder
+from sgps_server.replies import MOST_TEXT
 
 
 class Killed(BaseException):
@@ -302,3 +303,23 @@ def test_who_withdraws_is_not_told_that_a_change_of_the_generator_is_taken_out(f
     checkpoint = Checkpoint(folder.state)
     checkpoint.save(terms={1: {**checkpoint.state.terms[1], "kind": "episodes"}})
     assert enrolment.withdraw(folder, "north") == ()
+
+
+@pytest.mark.parametrize(("means", "room"), [(False, 3), (True, 5)])
+def test_a_round_whose_answers_no_release_could_hold_is_refused_before_anybody_pays(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, means: bool, room: int
+) -> None:
+    """A round of means needs room for the round that uses them, too."""
+    run(folder)
+    size = (folder.releases / "0001" / MANIFEST).stat().st_size
+    for module in ("sgps.release", "sgps_server.releases"):
+        monkeypatch.setattr(f"{module}.MANIFEST_LIMIT", size + room * MOST_TEXT)
+    line, number = local_rounds.Line(folder), 3 if means else 2
+    with pytest.raises(StateError, match=r"round 2 with 3 sites could .* bytes, .* are read - .*new federation"):
+        run(folder, number, line, centre_sites=means)
+    assert line.asked == []
+    if means:
+        return
+    enrolment.revoke(folder, "west")
+    assert run(folder, 2).asked == ["north", "south"]
+    assert releases.names(folder.releases) == ["0000", "0001", "0002"]

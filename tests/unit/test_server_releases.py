@@ -18,7 +18,9 @@ from sgps.memory import Contribution, Memory, pool
 from sgps.release import BANK, CATALOGUE, GENERATOR, MANIFEST, MEMORY, Release, memory_bytes
 from sgps_server import releases
 from sgps_server.checkpoint import Record
+from sgps_server.config import Federation
 from sgps_server.kinds import Result
+from sgps_server.replies import MOST_TEXT
 
 KEY = Ed25519PrivateKey.generate()
 TERMS = {1: {"kind": "rows", "sigma": 1.5}}
@@ -100,3 +102,22 @@ def test_an_altered_release_is_not_exported(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(SignatureError, match="hash of the manifest"):
         releases.export(folder, "0000", KEY.public_key(), tmp_path / "usb")
     assert not (tmp_path / "usb").exists()
+
+
+def test_the_largest_quorum_fits_into_a_release_whatever_sites_state(folder: Path) -> None:
+    most = Federation.model_json_schema()["properties"]["quorum"]["maximum"]
+    before, key = Release.open(folder / "0000", key=KEY.public_key()), "-----\n" + 124 * "A" + "\n-----\n"
+    releases.check_room(before, (1,), {f"{n:040d}": key for n in range(most)}, (), TERMS)
+    with pytest.raises(StateError, match="round 1 with"):
+        releases.check_room(before, (1,), {f"{n:040d}": key for n in range(most + most // 5)}, (), TERMS)
+
+
+def test_no_answer_takes_more_room_than_was_looked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest statement, of events without end, and the longest signature."""
+    before = Release.open(folder / "0000", key=KEY.public_key())
+    text = ('{"a":"one patient (column ' + 21 * "a b" + '), all","events":[' + MOST_TEXT * "[1.391,1.0,1],")[:MOST_TEXT]
+    records = [record(s).model_copy(update={"statement": text, "signature": "f" * 512}) for s in ("south", "north")]
+    release = releases.following(folder, 1, Result({}), records, TERMS, "c" * 64, KEY)
+    monkeypatch.setattr(releases, "MANIFEST_LIMIT", (release.folder / MANIFEST).stat().st_size - 1)
+    with pytest.raises(StateError, match="round 1 with 2 sites could"):
+        releases.check_room(before, (1,), dict.fromkeys(("south", "north"), "PEM"), (), TERMS)

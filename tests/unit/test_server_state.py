@@ -69,6 +69,14 @@ def test_half_a_line_of_a_crash_is_cut_off_and_the_chain_goes_on(tmp_path: Path)
     assert [e["n"] for e in audit.read(path)] == [0, 1]
 
 
+def test_a_line_holds_as_many_sites_as_a_plan(tmp_path: Path) -> None:
+    """It is written when they have paid."""
+    path, sites = tmp_path / "audit.jsonl", [f"{n:040d}" for n in range(10_000)]
+    for n in range(2):
+        Audit(path).add("pooled", round=n, sites=sites)
+    assert [e["sites"] for e in audit.read(path)] == [sites] * 2
+
+
 def test_a_record_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
