@@ -1,6 +1,7 @@
 """A site's own patients beside an exemplar: counted exactly, and their noised part taken out of the class memory first (design D13)."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def own_patients(
     for cohort in site.config.cohorts:
         reader = cohort_of(site, cohort.name, release.manifest.classes)
         for patient in reader.patients:
-            pictures = reader.images(patient)[: site.config.images_per_patient]
+            shots, most = reader.images(patient), site.config.images_per_patient
+            pictures, further = shots[:most], shots[most:]
             if not any(label in found for label, _ in pictures):
                 continue
             try:
@@ -61,7 +63,9 @@ def own_patients(
             except InputError:
                 unread += 1
                 continue
-            if any(pixels_sha256(image) in shown for _, image in images):
+            if any(pixels_sha256(image) in shown for _, image in images) or any(
+                _shows(load, shown) for _, load in further
+            ):
                 repeated += 1
                 continue
             for label in sorted({label for label, _ in images} & set(found)):
@@ -76,6 +80,13 @@ def own_patients(
         memory = memory.without(part)
     features = {i: np.stack(rows).astype(np.float32) for i, rows in found.items() if rows}
     return Own(features, memory, tuple(notes))
+
+
+def _shows(load: "Callable[[], Image]", shown: set[str]) -> bool:
+    """Whether a picture beyond `images_per_patient` is an exemplar: it is compared and not counted, so one that cannot be read is none."""
+    with contextlib.suppress(InputError):
+        return pixels_sha256(load()) in shown
+    return False
 
 
 def own_contributions(site: Site, release: Release, ledger: "Ledger") -> list[Contribution]:

@@ -102,6 +102,19 @@ def test_the_exemplars_patient_counts_once_and_a_damaged_one_not_at_all(bench: B
     )
 
 
+def test_the_exemplar_counts_once_though_its_patient_has_more_pictures_than_are_taken(bench: Bench) -> None:
+    bench.write(images_per_patient=1)
+    images, encoder = bench.folder / "images", ImageEncoder(bench.release)
+    first, exemplar = read(images / "p1-0.png"), read(images / "p1-1.png")
+    own = own_patients(bench.site, bench.release, encoder, {"df": [exemplar]})
+    assert len(own.features["df"]) == 1 and own.notes == ("1 own patient showing an exemplar: not counted twice",)
+    (images / "p1-1.png").write_bytes(b"")
+    own = own_patients(
+        bench.site, bench.release, encoder, {"df": [exemplar]}
+    )  # nobody can tell, and nothing of it is counted
+    assert own.features["df"][0] == pytest.approx(encoder.features([first])[0], abs=1e-4) and own.notes == ()
+
+
 def test_a_receiving_site_has_no_own_patients(bench: Bench) -> None:
     bench.write(role="receive", cohorts=[])
     with pytest.raises(ConfigError, match="cohorts: there is none"):
