@@ -145,19 +145,21 @@ def predict(
     found = list(answers.predictions.values())
     accepted = {n: sum(p.accepted and p.label == n for p in found) for n in classifier.named}
     none, other = sum(p.none_of_these for p in found), sum(p.other_kind for p in found)
-    facts = {
+    facts: dict[str, Any] = {
         "out": str(out),
         "pictures": len(found),
         "accepted": accepted,
         "none_of_these": none,
         "other_kind": other,
         "bad": list(answers.bad),
+        "left_out": prediction.unread(images),
     }
     summary = ", ".join(f"{n} accepted as {name}" for name, n in accepted.items())
     refused = f"{none} none of these" + (f" ({other} of them of another kind of picture)" if other else "")
     lines = [
         f"{out}: {counted(len(found), 'picture')}, {summary}, {refused}",
         f"  probability: {prediction.of_what(classifier)}",
+        *(f"  {line}" for line in facts["left_out"]),
     ]
     _say(as_json, facts, "\n".join(lines))
     _name_bad(as_json, answers.bad)

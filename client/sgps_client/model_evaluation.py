@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sgps.catalogue import Catalogue, normal
 from sgps.errors import InputError
+from sgps.images import left_out
 from sgps_client.data import Labelled, Picture, Source, read_picture
 from sgps_client.data.labelled import FILE_NAME
 from sgps_client.data.table import composed, counted
@@ -75,7 +76,11 @@ def evaluate(
     foreign is accepted. Raises InputError when labels do not fit or a group is empty.
     """
     if not labelled.pictures:
-        raise InputError("no picture is left", where=source.path, do="; ".join(labelled.problems) or "check the path")
+        raise InputError(
+            "no picture is left",
+            where=source.path,
+            do="; ".join([*labelled.problems, *left_out(source.names)]) or "check the path",
+        )
     counts = Counter(p.label for p in labelled.pictures)
     names = matched(classifier, sorted(counts), {composed(label): name for label, name in given.items()})
     items = [Item(p.name, partial(read_picture, source, p.name)) for p in labelled.pictures]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sgps.errors import InputError
 from sgps.files import write_atomic
+from sgps.images import left_out
 from sgps_client.data.pictures import open_picture, picture_names, read_picture
 from sgps_client.data.sources import escaped, open_source
 
@@ -53,13 +54,21 @@ def gather(paths: Sequence[Path]) -> list[Item]:
             source = open_source(path)
             names = picture_names(source)
             if not names:
-                raise InputError("holds no picture", where=path, do="check the path")
+                raise InputError(
+                    "; ".join(["holds no picture", *left_out(source.names)]), where=path, do="check the path"
+                )
             items += [Item(source.where(name), partial(read_picture, source, name)) for name in names]
         elif path.is_file():
             items.append(Item(str(path), partial(open_picture, path)))
         else:
             raise InputError("does not exist", where=path, do="check the path")
     return items
+
+
+def unread(paths: Sequence[Path]) -> list[str]:
+    """One line for each folder or zip with pictures of kinds that are not read, which `gather` passed over."""
+    sources = [open_source(path) for path in paths if path.is_dir() or path.suffix.lower() == ".zip"]
+    return [f"{source.path}: {line}" for source in sources for line in left_out(source.names)]
 
 
 def answer(

@@ -286,7 +286,8 @@ def build_bank(
     sha256 = made.write(out)
     facts = {"out": str(out), "sha256": sha256, "classes": len(made.bank.classes), **made.about.model_dump(mode="json")}
     given = ", ".join(f"{c} {n}" for c, n in made.about.patients.items())
-    _tell(as_json, facts, f"patients: {given}\n{out}: {len(made.bank.classes)} classes, sha256 {sha256}")
+    lines = [f"patients: {given}", *made.left_out, f"{out}: {len(made.bank.classes)} classes, sha256 {sha256}"]
+    _tell(as_json, facts, "\n".join(lines))
 
 
 @bank.command("put")

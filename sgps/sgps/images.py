@@ -6,8 +6,8 @@ Importing this module imports no torch; `batch` and `views` do.
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,28 @@ BYTES_LIMIT = 64 << 20  # of one file
 PIXELS_LIMIT = 64_000_000  # 192 MB once decoded; below Pillow's own limit
 LEAST_SIDE = 16  # pixels; less than that shows nothing of a disease
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"})
+UNREAD = frozenset(  # pictures of kinds that are not read; of every other file nothing is said
+    {
+        ".heic",
+        ".heif",
+        ".avif",
+        ".gif",
+        ".svg",
+        ".jp2",
+        ".jxl",
+        ".psd",
+        ".raw",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".rw2",
+        ".raf",
+    }
+)
 _DEEP = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _DEPTHS = (8, 12, 16)  # bits that detectors and cameras have
 
@@ -61,6 +82,15 @@ def decode(data: bytes, where: object) -> Image.Image:
 def read(path: Path) -> Image.Image:
     """The picture in one file. Raises InputError when it is missing, too large or not a picture."""
     return decode(read_limited(path, BYTES_LIMIT), path)
+
+
+def left_out(names: Iterable[str]) -> list[str]:
+    """One line when there are pictures of kinds that are not read among these files, none otherwise."""
+    suffixes = [s for name in names if (s := PurePosixPath(name).suffix.lower()) in UNREAD]
+    if not suffixes:
+        return []
+    what = f"{len(suffixes)} picture{'s' * (len(suffixes) != 1)} of a kind that is not read ({', '.join(sorted({*suffixes}))})"
+    return [f"{what}: left out; save them as JPEG or PNG to use them"]
 
 
 def pixels_sha256(image: Image.Image) -> str:

@@ -79,6 +79,7 @@ def test_the_folder_of_a_site_is_not_published(small: Release, pictures: Path) -
 
 def test_one_sample_is_the_mean_of_a_patients_pictures(small: Release, pictures: Path, tmp_path: Path) -> None:
     made = banks.make(small, pictures, "CC0-1.0", "the archive of X")
+    assert made.left_out == []
     assert [c.id for c in made.bank.classes] == ["mel", "nv"] and made.about.patients == {"mel": 5, "nv": 5}
     assert (made.about.pictures, made.about.encoder_sha256) == (11, small.manifest.encoder_sha256)
     both = [read(pictures / "mel" / f"mel-{n}.png") for n in (0, 5)]
@@ -86,6 +87,13 @@ def test_one_sample_is_the_mean_of_a_patients_pictures(small: Release, pictures:
     sha256 = made.write(tmp_path / "bank")
     again = banks.read_bank(tmp_path / "bank")
     assert sha256 == sha256_file(tmp_path / "bank") and again.about == made.about
+    (pictures / "mel" / "phone.heic").write_bytes(b"")
+    more = banks.make(small, pictures, "CC0-1.0", "the archive of X")
+    assert (
+        more.left_out[0].startswith("1 picture of a kind that is not read (.heic): left out")
+        and more.about.pictures == 11
+    )
+    (pictures / "mel" / "phone.heic").unlink()
     assert banks.make(small, pictures, "CC0-1.0", "the archive of X").write(tmp_path / "again") == sha256
 
 

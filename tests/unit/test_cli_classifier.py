@@ -191,9 +191,11 @@ def test_a_text_that_is_too_long_is_refused_before_anything_is_made(run: Any, ex
 
 def test_predict_skips_and_names_bad_pictures(run: Any, model: Path, labelled: Path, tmp_path: Path) -> None:
     (labelled / "df" / "2.png").write_bytes(b"\x89PNG")
+    (labelled / "df" / "phone.heic").write_bytes(b"")
     ran = run("predict", "--model", model, labelled, "--out", "r.csv")
     assert ran.code == 2 and "skipped: " in ran.err and "2.png" in ran.err
     assert "\n  probability: that it is df, whatever the label says, if half of the pictures showed it\n" in ran.out
+    assert ran.out.count("\n") == 3 and "data: 1 picture of a kind that is not read (.heic): left out" in ran.out
     assert ran.out.startswith("r.csv: 6 pictures, ") and len((tmp_path / "r.csv").read_text().splitlines()) == 8
     ran = run("predict", "--model", model, labelled, "--out", "s.csv", "--json")
     assert ran.code == 2 and ran.facts["pictures"] == 6 and len(ran.facts["bad"]) == 1

@@ -208,6 +208,20 @@ def test_class_folders_need_the_written_consent_that_each_picture_is_a_patient(t
     assert records.notes == ["no patient ids: each picture counts as one patient"]
 
 
+def test_pictures_of_kinds_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    folder(tmp_path, "mel/1.jfif", "mel/2.heic", "df/3.HEIF", ".hidden/4.heic")
+    line = "2 pictures of a kind that is not read (.heic, .heif): left out; save them as JPEG or PNG to use them"
+    records = cohort(tmp_path, unit_column="file name")
+    assert records.patients == ["1.jfif"] and records.notes == [
+        "no patient ids: each picture counts as one patient",
+        line,
+    ]
+    assert cohort(tmp_path, HEAD + "1,p1,l1,mel\n").notes == [line]
+    (tmp_path / "pictures" / "mel" / "1.jfif").unlink()
+    with pytest.raises(InputError, match="holds no picture; 2 pictures of a kind that is not read"):
+        cohort(tmp_path, unit_column="file name")
+
+
 def test_class_folders_with_loose_and_repeated_names(tmp_path: Path) -> None:
     folder(tmp_path, "0.jpg", "mel/1.jpg", "df/1.jpg", "df/2.jpg")
     records = cohort(tmp_path, unit_column="file name")

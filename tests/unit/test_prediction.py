@@ -53,6 +53,22 @@ def test_everything_is_found_in_order(pictures: Path) -> None:
     assert names == ["z.zip/d.jpg", "folder/a.jpg", "folder/b.jpg", "folder/deep/c.png", "one.jpg"]
 
 
+def test_a_jpeg_as_windows_names_it_is_read_and_kinds_that_are_not_are_counted(pictures: Path) -> None:
+    (pictures / "folder" / "w.JFIF").write_bytes(jpeg(5))
+    assert prediction.unread([pictures / "folder", pictures / "z.zip"]) == []
+    for name in ("1.heic", "deep/2.HEIC", "3.gif"):
+        (pictures / "folder" / name).write_bytes(b"")
+    assert [i.name.rsplit("/", 1)[1] for i in gather([pictures / "folder"])] == ["a.jpg", "b.jpg", "c.png", "w.JFIF"]
+    line = "3 pictures of a kind that is not read (.gif, .heic): left out; save them as JPEG or PNG to use them"
+    assert prediction.unread([pictures / "folder", pictures / "one.jpg"]) == [f"{pictures / 'folder'}: {line}"]
+    (pictures / "other").mkdir()
+    (pictures / "other" / "4.avif").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"holds no picture; 1 picture of a kind that is not read \(\.avif\): left out"
+    ):
+        gather([pictures / "other"])
+
+
 def test_dicom_is_a_picture_like_any_other(tmp_path: Path, model: Classifier) -> None:
     sample = Path(pydicom.__file__).parent / "data" / "test_files" / "examples_rgb_color.dcm"
     (tmp_path / "IM0001").write_bytes(sample.read_bytes())

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sgps.catalogue import Catalogue
 from sgps.errors import ConfigError, InputError
+from sgps.images import left_out
 from sgps_client.config import Cohort
 from sgps_client.data.labelled import FILE_NAME, Picture, read_labelled
 from sgps_client.data.pictures import read_picture
@@ -73,7 +74,9 @@ def open_cohort(cohort: Cohort, folder: Path, classes: Mapping[str, str], catalo
         label_column=cohort.label_column,
     )
     if not labelled.pictures and not labelled.problems:
-        raise InputError("holds no picture", where=source.path, do="check the path")
+        raise InputError(
+            "; ".join(["holds no picture", *left_out(source.names)]), where=source.path, do="check the path"
+        )
     known = {i.casefold(): i for i in catalogue_ids}
     pictures: dict[str, list[tuple[str, str]]] = {}
     unknown: dict[str, list[Picture]] = {}

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from sgps.errors import InputError
 from sgps.files import read_limited
+from sgps.images import left_out
 from sgps_client.data.pictures import picture_names
 from sgps_client.data.sources import Source
 from sgps_client.data.table import BYTES_LIMIT, Row, Table, composed, counted, grouped, read_table
@@ -53,11 +54,12 @@ def read_labelled(
     A row finds its picture by path, by file name or by file name without suffix. Raises InputError when there is no such table,
     it lacks a column, or a unit column is asked for without a table.
     """
-    names = picture_names(source)
+    names, left = picture_names(source), left_out(source.names)
     if table is None:
         if unit_column not in (None, FILE_NAME):
             raise InputError(f"has no column {unit_column!r}", where=source.path, do="give the table that has it")
         found, beside = _folders(names, strict=unit_column == FILE_NAME), tables(source)
+        found = replace(found, notes=(*found.notes, *left))
         if not beside:
             return found
         if names and not found.pictures and not any(len(PurePosixPath(name).parts) > 1 for name in names):
@@ -72,6 +74,7 @@ def read_labelled(
     data = source.read(table, BYTES_LIMIT) if inside else _on_disk(source, folder / table)
     content = read_table(data, where, unit_column=unit_column, image_column=image_column, label_column=label_column)
     found = _rows(names, content)
+    found = replace(found, notes=(*found.notes, *left))
     return replace(found, notes=(f"the table is {where}", *found.notes)) if inside else found
 
 

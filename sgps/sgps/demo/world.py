@@ -27,7 +27,7 @@ DRAWN = ("drawn-coral-squamoma", "drawn-motley-polychroma", "drawn-sable-radiato
 DRAWN_PATIENTS = (168, 168, 96)
 SKIN = ("akiec", "vasc", "df")
 HOLDERS = ((0, 1), (1, 2), ())  # sites that hold each disease: the first two of them, and nobody
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ licence, and the pictures behind it. It holds features and means, no pictures.
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from sgps.device import CPU
 from sgps.encoders import ImageEncoder, text_encoder_of
 from sgps.errors import InputError
 from sgps.files import read_limited, sha256_file, write_atomic
+from sgps.images import left_out
 from sgps.open_encoders import Spec
 from sgps.plan import Hex
 from sgps.pretrain.pictures import Listing, public
@@ -54,10 +55,11 @@ class About(Settings):
 
 @dataclass(frozen=True)
 class Made:
-    """A bank and its record."""
+    """A bank and its record. left_out: pictures of kinds that are not read."""
 
     bank: Bank
     about: About
+    left_out: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> str:
         """SHA-256 of the file. Raises InputError when it exists."""
@@ -141,7 +143,7 @@ def make(
         pictures=total,
         patients={c.id: label.count(place) for place, c in enumerate(classes)},
     )
-    return Made(found, about)
+    return Made(found, about, left_out(one.source.names))
 
 
 def _checked(one: Listing, release: Release) -> dict[str, list[Array]]:

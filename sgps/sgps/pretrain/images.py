@@ -19,7 +19,7 @@ from sgps.images import BYTES_LIMIT, decode
 from sgps.pretrain.drawn import draw_images
 from sgps.pretrain.recipe import ImageSet
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png")
 
 Tick = Callable[[int, int], None]  # done, total
 
