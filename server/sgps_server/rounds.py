@@ -179,9 +179,7 @@ class Rounds:
         """The next attempt's plan, journalled before it exists. Called by the strategy. Raises StateError when no release could hold all
         its answers."""
         o, keys = self._opened(), self._registry.sites()
-        ahead = (
-            [number, number + 1] if o.terms["kind"] == "site_mean" else [number]
-        )  # a mean is of use in the round after
+        ahead = [number, number + 1] if o.terms["kind"] == "site_mean" else [number]  # the next one needs the means
         asked = {name: keys[name].key for name in sites if name in keys}
         releases.check_room(self._strategy.release, ahead, asked, self._counted(), self._checkpoint.state.terms)
         attempt = o.attempt + 1
