@@ -122,38 +122,39 @@ def standing(site: Site, plan: Plan, cohort: str) -> Iterator[bool]:
         yield any(entry.approved for entry in _found(site, plan, cohort))
 
 
-def _named(entries: list[Asked], prefix: str, officer: str) -> Asked:
-    """The one plan whose hash begins with `prefix`. Raises InputError when it names none, or several, or nobody answers for it."""
+def _named(entries: list[Asked], prefix: str, officer: str) -> list[Asked]:
+    """The one plan whose hash begins with `prefix`, once for each cohort that it was put for, the last one last. Raises
+    InputError when it names none, or several, or nobody answers for it."""
     if not officer.strip():
         raise InputError("is empty", where="--officer", do="give the name of the officer who answers for the plan")
     found = [entry for entry in entries if len(prefix) >= SHORTEST and entry.plan.startswith(prefix.lower())]
-    if len(found) != 1:
-        what = f"names {len(found)} plans; one is needed, by at least {SHORTEST} digits"
+    if (plans := len({entry.plan for entry in found})) != 1:
+        what = f"names {plans} plans; one is needed, by at least {SHORTEST} digits"
         raise InputError(what, where=prefix or "plan", do="sgps-client plans list")
-    return found[0]
+    return found
 
 
 def approve(site: Site, prefix: str, officer: str) -> Asked:
     """Says yes to the one plan whose hash begins with `prefix`. Raises InputError when it names none, or several, when nobody answers, or
     when its round is over: then the yes would count for nothing."""
-    with changing(site, prefix, officer) as (found, put):
+    with changing(site, prefix, officer) as ([*_, found], put):
         if found.round <= (done := over(site)):
             what = f"is of round {found.round}, which is over: release {done:04d} is here"
             raise InputError(what, where=found.plan[:12], do="wait for the next round, which asks anew")
-        return put(replace(found, officer=officer.strip(), revoked=""))
+        return put(found, replace(found, officer=officer.strip(), revoked=""))
 
 
 @contextmanager
-def changing(site: Site, prefix: str, officer: str) -> Iterator[tuple[Asked, Callable[[Asked], Asked]]]:
-    """The one plan whose hash begins with `prefix`, and what puts another in its place; meanwhile nothing is charged for it. Raises
-    InputError when it names none, or several, or nobody answers for it."""
+def changing(site: Site, prefix: str, officer: str) -> Iterator[tuple[list[Asked], Callable[[Asked, Asked], Asked]]]:
+    """The one plan whose hash begins with `prefix`, once for each cohort that it was put for, the last one last, and what puts another
+    entry in the place of one; meanwhile nothing is charged for it. Raises InputError as `approve` does."""
     _named(asked(site.state), prefix, officer)  # then the folder is there, too
     with _alone(site):
         entries = asked(site.state)
         found = _named(entries, prefix, officer)
 
-        def put(new: Asked) -> Asked:
-            _write(site.state, [new if entry == found else entry for entry in entries])
+        def put(old: Asked, new: Asked) -> Asked:
+            _write(site.state, [new if entry == old else entry for entry in entries])
             return new
 
         yield found, put

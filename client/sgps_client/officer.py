@@ -57,22 +57,23 @@ def revoke(config: Path, prefix: str, officer: str) -> approval.Asked:
         what = "approve: automatic, so plans are carried out without a person's yes"
         raise ConfigError(what, where=site.file, do="write approve: manual")
     with approval.changing(site, prefix, officer) as (found, put):
-        if not found.approved:
-            raise RefusedError("is not approved", where=found.plan[:12], do="nothing to do, it is not carried out")
-        if _charged(site, found):
-            what = f"is charged to cohort {found.cohort} already, and its noised sum may have left"
-            raise RefusedError(
-                what, where=found.plan[:12], do="sgps-client ledger show; a yes is taken back before that"
-            )
-        return put(replace(found, revoked=officer.strip()))
+        yes = [entry for entry in found if entry.approved]
+        if not yes:
+            raise RefusedError("is not approved", where=found[0].plan[:12], do="nothing to do, it is not carried out")
+        if cohort := _charged(site, yes[-1]):
+            what = f"is charged to cohort {cohort} already, and its noised sum may have left"
+            do = "sgps-client ledger show; a yes is taken back before that"
+            raise RefusedError(what, where=yes[-1].plan[:12], do=do)
+        return put(yes[-1], replace(yes[-1], revoked=officer.strip()))
 
 
-def _charged(site: Site, plan: approval.Asked) -> bool:
-    """A round notes its charge before it makes it, so that the ledger, which it holds all the while, is asked only where there may be one."""
+def _charged(site: Site, plan: approval.Asked) -> str:
+    """The cohort that paid for the plan, or nothing. A round notes its charge before it makes it, so that the ledger, which it holds all
+    the while, is asked only where there may be one."""
     if str(plan.round) not in Seen.read(site).charged:
-        return False
+        return ""
     with open_ledger(site, WAIT) as ledger:
         entries = ledger.history()
     forgiven = {e["charge"] for e in entries if e["kind"] == "FORGIVE"}
     charges = [e for e in entries if e["kind"] == "CHARGE" and e["hash"] not in forgiven]
-    return any(e["plan_hash"] == plan.plan for e in charges)
+    return next((str(e["cohort"]) for e in charges if e["plan_hash"] == plan.plan), "")

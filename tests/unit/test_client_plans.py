@@ -194,6 +194,25 @@ def test_a_yes_is_taken_back_where_the_charge_failed(bench: Bench, monkeypatch: 
     put(bench)
 
 
+def test_a_yes_is_to_the_cohort_that_it_names(bench: Bench, plans: Any) -> None:
+    """The round turns to another cohort: it is asked for anew, and the officer answers for the one that was asked for last."""
+    name = put(bench)
+    plans("approve", name, *WHO)
+    facts = {"sigma": 1.391, "epsilon": 3.0, "mu": 0.719, "delta": 1e-5}
+    for _ in range(2):
+        assert not approval.given(bench.site, bench.plan(), "second", facts, {})
+    assert [(entry.cohort, entry.approved) for entry in approval.asked(bench.site.state)] == [
+        ("first", True),
+        ("second", False),
+    ]
+    assert "cohort second  noise" in plans("approve", name[:8], *WHO)[1]
+    assert approval.given(bench.site, bench.plan(), "second", facts, {})
+    for cohort in ("second", "first"):
+        assert f"cohort {cohort}" in plans("revoke", name[:8], *WHO)[1]
+        assert not approval.given(bench.site, bench.plan(), cohort, facts, {})
+    assert plans("revoke", name[:8], *WHO)[0] == 5
+
+
 def test_where_nobody_is_asked_nothing_is_taken_back(bench: Bench, plans: Any) -> None:
     name = put(bench)
     plans("approve", name, *WHO)
