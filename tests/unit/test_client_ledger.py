@@ -24,7 +24,7 @@ from sgps_client import round as rounds
 from sgps_client.ledger_verify import verify
 from sgps_client.ledger_view import BAR, overview
 from sgps_client.round import answer, open_ledger
-from sgps_privacy import accountant, chain, engine
+from sgps_privacy import accountant, chain, engine, statement
 from sgps_privacy.errors import Refused
 from sgps_privacy.events import Event
 
@@ -149,8 +149,19 @@ def test_the_accountants_agree_where_rounds_differ(events: list[tuple[float, flo
     assert wrong.epsilon_prv >= found.epsilon_prv
 
 
-def test_an_accountant_that_differs_is_a_problem(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "prv_epsilon", lambda events, delta: accountant.epsilon(events, delta) - 0.02)
+@pytest.mark.parametrize(
+    ("whose", "name", "off"),
+    [
+        (engine, "prv_epsilon", -0.02),
+        (engine, "prv_epsilon", engine.PRV_ERROR + 0.02),
+        (statement, "rdp_epsilon", -0.001),
+    ],
+)
+def test_an_accountant_that_differs_is_a_problem(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, whose: Any, name: str, off: float
+) -> None:
+    """Renyi divergences give an upper bound; the other one may lie above by its own error."""
+    monkeypatch.setattr(whose, name, lambda events, delta: accountant.epsilon(events, delta) + off)
     found = verify(bench.file)
     assert len(found.problems) == 3 and found.exit_code == 4
     assert "the accountants differ" in found.problems[0]
@@ -214,6 +225,15 @@ def test_a_forgiveness_of_what_has_left_is_found(bench: Bench) -> None:
         ledger.chain.append("FORGIVE", {"charge": sent["hash"], "officer": "x"}, sent["federation"], sent["round"])
     found = verify(bench.file)
     assert any("which is not charged or has left" in p for p in found.problems) and found.exit_code == 7
+
+
+def test_a_second_commit_of_one_charge_is_found(bench: Bench) -> None:
+    with open_ledger(bench.site) as ledger, ledger.chain.transaction():
+        sent = next(e for e in ledger.history() if e["kind"] == "COMMIT")
+        facts = {"charge": sent["charge"], "payload": sent["payload"]}
+        ledger.chain.append("COMMIT", facts, sent["federation"], sent["round"], turn=1)
+    found = verify(bench.file)
+    assert found.problems == ("entry 5 commits round 1 without a charge of its own",) and found.exit_code == 7
 
 
 def test_a_missing_or_exchanged_outbox_file_is_found(bench: Bench) -> None:
