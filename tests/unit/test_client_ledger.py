@@ -200,7 +200,7 @@ def rewritten(bench: Bench, change: Callable[[str, dict[str, Any]], None]) -> No
         ("CHARGE", "steps", 2, "states steps 1, charged 2", 4),
         ("CHARGE", "plan_hash", "0" * 64, "states plan_hash", 4),
         ("CHARGE", "clip", 0.5, "states clip 1.0, charged 0.5", 4),
-        ("COHORT", "epsilon", 1.0, "has spent epsilon", 4),
+        ("COHORT", "epsilon", 1.5, "has spent epsilon", 4),
         ("COMMIT", "payload", "0" * 64, "is not the one that was committed", 7),
     ],
 )
@@ -225,6 +225,17 @@ def test_a_forgiveness_of_what_has_left_is_found(bench: Bench) -> None:
         ledger.chain.append("FORGIVE", {"charge": sent["hash"], "officer": "x"}, sent["federation"], sent["round"])
     found = verify(bench.file)
     assert any("which is not charged or has left" in p for p in found.problems) and found.exit_code == 7
+
+
+def test_a_budget_that_was_raised_before_a_charge_holds_for_it(bench: Bench) -> None:
+    with open_ledger(bench.site) as ledger:
+        ledger.raise_budget("first", 15.0, "Dr Officer")
+        sent = next(e for e in ledger.history() if e["kind"] == "CHARGE")
+        facts = {n: sent[n] for n in ("plan_hash", "plan_kind", "clip", "cohort", "numbers", "q", "steps")}
+        with ledger.chain.transaction():
+            ledger.chain.append("CHARGE", {**facts, "sigma": 0.6}, sent["federation"], 2)
+    found = verify(bench.file)
+    assert found.problems == () and 5.0 < found.opinions[0].epsilon < 15.0
 
 
 def test_a_second_commit_of_one_charge_is_found(bench: Bench) -> None:

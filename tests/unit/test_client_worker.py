@@ -143,6 +143,7 @@ def test_an_order_is_on_disk_until_its_answer_is_out(bench: Bench, monkeypatch: 
     assert run.worker.inflight.read_bytes() == b"order"
     assert run.worker.node_file.read_text() == "7"  # it does not say goodbye: the order belongs to this node
     again = Run(bench, monkeypatch, [], [reply("accepted")])
+    again.state = "done"  # the order comes before the end
     again.go()
     assert again.link.calls[0] == "adopt"
     assert [order for order, _ in again.link.answered] == [b"order"]
@@ -208,6 +209,13 @@ def test_a_failure_here_is_silence_and_stays_silence_after_the_deadline(
     again = Run(bench, monkeypatch, [b"order"], [reply("plan_time")])
     again.go()
     assert len(again.link.answered) == 1  # an old plan that was never worked on is refused as any other
+
+
+def test_a_failure_of_one_order_says_nothing_of_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    replies = [RoundFailed("x"), reply("plan_time"), reply("plan_time")]
+    run = Run(bench, monkeypatch, [b"first", b"second"], replies)
+    run.go()
+    assert [order for order, _ in run.link.answered] == [b"second"]
 
 
 def test_an_order_that_waits_for_a_person_for_days_is_tried_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +297,18 @@ def test_a_clock_is_off_only_where_a_slow_line_cannot_explain_it(
         federation="derm", fingerprint="a" * 64, state="running", round=1, rounds=1, time=theirs, latest=Named(name="0000", sha256="a" * 64)
     )  # fmt: skip
     assert status.clock(asked, heard) == (pytest.approx((asked + heard) / 2 - theirs), off)
+
+
+def test_a_site_that_only_receives_goes_on_with_a_clock_that_is_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(bench, monkeypatch, [], [])
+    with pytest.raises(NetworkError, match="set it by NTP"):
+        run.worker._hello(run.status(), 3600.0, True)
+    run.worker.contributes = False
+    with log.reporting(run.report):
+        run.worker._hello(run.status(), 3600.0, True)
+    assert run.report.events() == ["online"]
 
 
 def test_only_one_worker_for_a_folder(bench: Bench) -> None:
