@@ -82,6 +82,8 @@ def smuggle_array(name: str, array: Any) -> Callable[[], object]:
         lambda: accept(ARRAYS, plan_id="p", code_hash="c", statement={**words(), "noise": NAME}),
         lambda: accept(ARRAYS, plan_id="p", code_hash="c", statement={**words(), "epsilon": NAME}),
         lambda: accept(ARRAYS, plan_id="p", code_hash="c", statement={**words(), "events": [[1.0, 1.0, 1, 17]]}),
+        lambda: accept(ARRAYS, plan_id="p", code_hash="c", statement={**words(), "events": [[2.685, 1, 20]]}),
+        lambda: accept(ARRAYS, plan_id="p", code_hash="c", statement={**words(), "groups": True}),
         lambda: accept(ARRAYS, plan_id="p", code_hash="c", statement={}),
         lambda: accept({}, plan_id="p", code_hash="c", statement=words()),
         lambda: Reply({}, 1, "p", "c", "budget", "", {"count": 3}),

@@ -221,6 +221,19 @@ def test_poisson_sampling_draws_zero_records_like_any_other() -> None:
     assert abs(np.mean(sizes) - 50) < 5 * 5 / math.sqrt(200)
 
 
+def test_every_step_of_a_sampled_round_draws_its_patients_anew() -> None:
+    """Amplification by sampling counts on it; one draw for all steps would be one sampled step of their joint noise."""
+    drawn, records = list[tuple[bool, ...]](), audit.world()
+
+    class Watched(PrivateRound):
+        def gradients(self, theta: Parameters, sampled: list[Record | None]) -> Parameters:
+            drawn.append(tuple(any(r is one for one in sampled) for r in records))
+            return super().gradients(theta, sampled)
+
+    Watched(audit.terms(q=0.5, steps=20), audit.loss).run(audit.start(), records, audit.SLOTS)
+    assert len(set(drawn)) > 1  # all twenty alike: once in 2^152
+
+
 def test_a_patient_named_in_an_exception_appears_nowhere(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
