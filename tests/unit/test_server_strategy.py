@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import tiny_release
 
 from sgps.files import sha256_file
 from sgps.memory import COUNTS, ROWS, Contribution, pool
+from sgps.plan import Plan
 from sgps.release import MANIFEST, MEMORY, Release
 from sgps.signing import load_private
 from sgps_privacy.terms import Terms
@@ -23,7 +25,7 @@ from sgps_server.app import open_strategy
 from sgps_server.config import Folder
 from sgps_server.kinds import Sent
 from sgps_server.plans import PlanOffice
-from sgps_server.replies import Rejected
+from sgps_server.replies import Accepted, Rejected, check
 from sgps_server.strategy import RoundStrategy, decode, records, to_record
 
 SITES = ("north", "south")
@@ -124,6 +126,34 @@ def test_a_spoiled_reply_is_left_out_of_the_pool(folder: Folder) -> None:
     strategy = open_strategy(folder)
     strategy.start(LocalGrid(sites(folder, "none", "nan")), strategy.start_arrays, num_rounds=1, timeout=5)
     assert set(strategy.pooled) == {(1, "north")}
+
+
+@pytest.mark.usefixtures("task")
+def test_events_are_those_of_earlier_rounds_and_of_this_one_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The round's own terms are counted apart, so what others have sent of it must not count once more."""
+    told: list[tuple[int, int]] = []
+
+    def watched(site: str, key: str, plan: Plan, *rest: Any) -> Accepted:
+        told.append((plan.round, len([*rest[-1]])))
+        return check(site, key, plan, *rest)
+
+    monkeypatch.setattr("sgps_server.strategy.check", watched)
+    strategy = open_strategy(folder)
+    strategy.start(LocalGrid(sites(folder, "none", "none")), strategy.start_arrays, num_rounds=2, timeout=5)
+    assert told == [(1, 0), (1, 0), (2, 1), (2, 1)]
+
+
+@pytest.mark.usefixtures("task")
+def test_a_sound_reply_of_a_site_that_was_not_asked_does_not_count(folder: Folder) -> None:
+    strategy, here = open_strategy(folder), sites(folder, "none", "none")
+    strategy.issue(1, ["south"])
+    south, north = (LocalGrid(here).send_and_receive([strategy.order(node)]) for node in (101, 100))
+    assert strategy.accept(*south).site == "south"
+    with pytest.raises(Rejected, match="not_a_participant"):
+        strategy.accept(*north)
+    assert set(strategy.pooled) == {(1, "south")}
 
 
 @pytest.mark.usefixtures("task")
