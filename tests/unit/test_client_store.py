@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simulators"))
 import site_bench
-from site_bench import Bench
+from site_bench import CLASSES, Bench, K
 
 from sgps.errors import NetworkError, SgpsError, SignatureError
-from sgps.release import FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE
+from sgps.memory import Contribution, pool
+from sgps.release import BANK, CATALOGUE, FILES, GENERATOR, MANIFEST, MEMORY, SIGNATURE, memory_bytes, write
 from sgps_client import store as stores
 from sgps_client.coordinator import Interrupted, Named
 from sgps_client.store import Store
@@ -113,6 +115,17 @@ def test_a_release_is_fetched_verified_and_newest(bench: Bench, shelf: Shelf) ->
     shelf.asked.clear()
     fetch(bench, shelf)
     assert shelf.asked == []  # it is here already
+
+
+def test_only_what_changed_since_an_older_release_is_fetched(bench: Bench, shelf: Shelf) -> None:
+    first = fetch(bench, shelf).newest()
+    assert first is not None
+    part = Contribution(np.zeros((len(CLASSES), K)), np.full(len(CLASSES), 3.0), sigma=1.0)
+    contents: dict[str, bytes | Path] = {n: first.folder / n for n in (GENERATOR, BANK, CATALOGUE)}
+    contents[MEMORY] = memory_bytes(pool(site_bench.coordinates(), CLASSES, [part]))
+    write(shelf.folder / "0002", contents, first.manifest.model_copy(update={"name": "0002"}), bench.key)
+    newest = fetch(bench, shelf).newest()
+    assert newest is not None and newest.folder.name == "0002" and shelf.asked == [(MEMORY, 0)]
 
 
 @pytest.mark.parametrize("name", [GENERATOR, MEMORY, MANIFEST, SIGNATURE])
