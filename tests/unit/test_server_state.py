@@ -161,6 +161,23 @@ def test_a_crash_between_arrays_and_checkpoint_leaves_the_old_state(
     assert Checkpoint(tmp_path).contributions[(1, "north")].arrays[COUNTS][0] == np.float32(0.2)
 
 
+def test_nothing_takes_its_name_before_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power loss would leave an empty file in the place of what patients have paid for."""
+    checkpoint = opened(tmp_path)
+    before = (tmp_path / "checkpoint.json").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        accept(checkpoint, "north", 0.1)
+    assert not (tmp_path / "contributions" / "0001.north.safetensors").exists()
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.receipt("south", "c" * 64)
+    assert (tmp_path / "checkpoint.json").read_bytes() == before
+
+
 def test_a_damaged_or_missing_contribution_is_an_error_not_a_smaller_memory(tmp_path: Path) -> None:
     accept(opened(tmp_path), "north", 0.1)
     file = tmp_path / "contributions" / "0001.north.safetensors"
