@@ -323,3 +323,13 @@ def test_a_round_whose_answers_no_release_could_hold_is_refused_before_anybody_p
     enrolment.revoke(folder, "west")
     assert run(folder, 2).asked == ["north", "south"]
     assert releases.names(folder.releases) == ["0000", "0001", "0002"]
+
+
+def test_what_a_site_gave_to_the_generator_stays_in_the_history_when_it_withdraws(folder: Folder) -> None:
+    """Later rounds start from it, so the release must go on to say whose it is, and at what price."""
+    run(folder)
+    checkpoint = Checkpoint(folder.state)
+    checkpoint.save(terms={1: {**checkpoint.state.terms[1], "kind": "episodes"}})
+    enrolment.withdraw(folder, "north")
+    run(folder, 2)
+    assert [r.sites for r in opened(folder, 2).manifest.rounds] == [SITES, ("south", "west")]
