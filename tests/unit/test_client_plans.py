@@ -219,3 +219,18 @@ def test_where_nobody_is_asked_nothing_is_taken_back(bench: Bench, plans: Any) -
     bench.write(approve="automatic")
     code, out, err = plans("revoke", name, *WHO)
     assert (code, out) == (3, "") and "approve: automatic, so plans are carried out without a person's yes - " in err
+
+
+def test_a_lost_round_is_taken_back_once_it_is_forgiven(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = put(bench)
+    approval.approve(bench.site, name, "Dr Officer")
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "_noised", lambda *_: (_ for _ in ()).throw(OSError("no power")))
+        with pytest.raises(OSError, match="no power"):
+            order(bench)
+    with pytest.raises(RefusedError, match="is charged to cohort first already"):
+        officer.revoke(bench.file, name, "Dr Officer")
+    with rounds.open_ledger(bench.site) as ledger:
+        ledger.forgive(bench.mark, 1, True, "Dr Officer")
+    assert officer.revoke(bench.file, name, "Dr Officer").revoked == "Dr Officer"
+    put(bench, attempt=2)
