@@ -107,6 +107,10 @@ def test_the_last_round_that_fits_is_answered_and_the_next_refused(ledger: Ledge
     assert ledger.answer(order(4, sigma=sigma), unused)[0] == b"x"  # a retry is free, also at the end
 
 
+def test_a_round_is_refused_whose_noise_is_a_four_hundredth_too_small(ledger: Ledger) -> None:
+    assert code(lambda: ledger.preview(order(sigma=0.9975 * calibrate(3.0, DELTA, 1)))) == "budget"
+
+
 def test_two_federations_share_one_budget(ledger: Ledger) -> None:
     sigma = calibrate(3.0, DELTA, 2)
     ledger.answer(order(1, "f", sigma), lambda: b"x")
@@ -148,6 +152,15 @@ def test_a_lower_budget_in_the_sites_file_holds_at_once_and_a_higher_one_needs_t
         assert ledger.history()[-1]["officer"] == "Dr Datenschutz"
     with Ledger(tmp_path / "ledger") as ledger:
         ledger.open_cohort("a", ["1"], 5.0, DELTA)
+        assert ledger.budget("a").epsilon == 5.0
+
+
+def test_a_budget_that_was_raised_twice_is_the_newest(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger") as ledger:
+        ledger.open_cohort("a", ["1"], 3.0, DELTA)
+        for higher in (4.0, 5.0):
+            ledger.raise_budget("a", higher, "Dr Datenschutz")
+    with Ledger(tmp_path / "ledger") as ledger:
         assert ledger.budget("a").epsilon == 5.0
 
 
