@@ -333,3 +333,14 @@ def test_what_a_site_gave_to_the_generator_stays_in_the_history_when_it_withdraw
     enrolment.withdraw(folder, "north")
     run(folder, 2)
     assert [r.sites for r in opened(folder, 2).manifest.rounds] == [SITES, ("south", "west")]
+
+
+def test_an_open_round_keeps_its_terms_whatever_the_settings_say_meanwhile(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites that have paid send the same bytes again, and the release states one price."""
+    last = ("contribution", "south")
+    dies(monkeypatch, folder, audit.Audit, "add", lambda _, event, **f: (event, f.get("site")) == last)
+    run(folder, epsilon=1.0, quorum=3, wait_for=3)
+    state = read_state(folder.state)
+    assert [(r.site, r.sigma) for r in state.accepted] == [(s, state.terms[1]["sigma"]) for s in SITES]
