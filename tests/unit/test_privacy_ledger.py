@@ -111,6 +111,11 @@ def test_a_round_is_refused_whose_noise_is_a_four_hundredth_too_small(ledger: Le
     assert code(lambda: ledger.preview(order(sigma=0.9975 * calibrate(3.0, DELTA, 1)))) == "budget"
 
 
+def test_every_step_of_a_round_is_spent(ledger: Ledger) -> None:
+    ledger.answer(order(1, sigma=50.0, q=0.5, steps=20), lambda: b"x")
+    assert ledger.spent("a") == [Event(50.0, 0.5, 20)]
+
+
 def test_two_federations_share_one_budget(ledger: Ledger) -> None:
     sigma = calibrate(3.0, DELTA, 2)
     ledger.answer(order(1, "f", sigma), lambda: b"x")
