@@ -7,7 +7,6 @@ alone, which saw none of them, as it saw no skin. The prior, in patients, divide
 are not looked at.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from bench.figures import percent, table
 from bench.networks import judges
 from bench.peers import closed
 from bench.pictures import read_pictures
-from bench.program import finish
+from bench.program import on_public_sets
 from sgps.bank import Bank
 from sgps.calibration import score
 from sgps.episodes import accuracy, auroc, interval, paired_difference, sample_episodes, unit
@@ -162,13 +161,7 @@ def run(data: Path, out: Path, count: int = 300, seed: int = 31) -> dict[str, An
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m bench.heads", description=__doc__.splitlines()[0])
-    p.add_argument("--data", type=Path, required=True, help="folder of the public image sets")
-    p.add_argument("--episodes", type=int, default=300)
-    p.add_argument("--seed", type=int, default=31)
-    p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
-    a = p.parse_args(argv)
-    return finish(lambda: run(a.data, a.out, a.episodes, a.seed), a.out / "results.md")
+    return on_public_sets("bench.heads", __doc__, run, 31, argv)
 
 
 if __name__ == "__main__":

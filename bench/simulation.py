@@ -44,6 +44,7 @@ from sgps.signing import load_public
 from sgps_client import records
 from sgps_client.config import FILE_NAME, Site
 from sgps_client.public import recall, share
+from sgps_server.config import MOST_SITES
 
 EXEMPLARS = 20  # for each disease, one at a time
 SAMPLE = 2.0  # seconds between two looks at the memory of all processes
@@ -242,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--diseases", default="", help="catalogue ids, separated by commas; without --data of drawn classes")
     a = p.parse_args(argv)
     try:
+        if not 1 <= a.sites <= MOST_SITES:
+            raise InputError(f"{a.sites} is none of 1 to {MOST_SITES}, as many as a round can have", where="--sites")
         diseases = tuple(d for d in a.diseases.split(",") if d)
         if a.data is None:
             chosen = diseases or simulation_world.DRAWN

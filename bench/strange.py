@@ -7,7 +7,6 @@ hidden from a bank of the other five. A class of every kind stays out of that ba
 df and vasc are not looked at.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from bench.figures import percent, table
 from bench.heads import LITE0, PLAIN, Head, spread_head
 from bench.networks import judges
 from bench.pictures import read_pictures
-from bench.program import finish
+from bench.program import on_public_sets
 from sgps.bank import Bank, BankClass, build
 from sgps.errors import InputError
 from sgps.files import write_atomic
@@ -162,13 +161,7 @@ def run(data: Path, out: Path, count: int = 300, seed: int = 51) -> dict[str, An
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    p = argparse.ArgumentParser(prog="python -m bench.strange", description=__doc__.splitlines()[0])
-    p.add_argument("--data", type=Path, required=True, help="folder of the public image sets")
-    p.add_argument("--episodes", type=int, default=300)
-    p.add_argument("--seed", type=int, default=51)
-    p.add_argument("--out", type=Path, required=True, help="folder; features are kept here too")
-    a = p.parse_args(argv)
-    return finish(lambda: run(a.data, a.out, a.episodes, a.seed), a.out / "results.md")
+    return on_public_sets("bench.strange", __doc__, run, 51, argv)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def _written_by_the_adversary(rounds: Rounds) -> Rounds:
 
 
 def _never(theta: Parameters, record: Record) -> Tensor:
-    raise NotImplementedError("the adversary writes the gradients")
+    raise AssertionError("the adversary writes the gradients")
 
 
 def distinguishing(

@@ -15,6 +15,7 @@ from sgps.plan import Hex, SiteName
 from sgps.settings import Settings, load
 from sgps.wire import next_port
 
+MOST_SITES = 400  # in one round: a release holds the statements of so many, however long
 Seconds = Annotated[float, Field(gt=0, le=30 * 86400)]
 
 
@@ -75,8 +76,8 @@ class Federation(Settings):
     episodes: Episodes | None = None
     epsilon: Annotated[float, Field(gt=0, le=100, examples=["3.0"])]
     delta: Annotated[float, Field(gt=0, lt=1, examples=["1.0e-5"])]
-    quorum: Annotated[int, Field(ge=1, le=400, examples=[2])]  # a release holds the statements of so many, however long
-    wait_for: Annotated[int, Field(ge=1, le=400)] | None = None
+    quorum: Annotated[int, Field(ge=1, le=MOST_SITES, examples=[2])]
+    wait_for: Annotated[int, Field(ge=1, le=MOST_SITES)] | None = None
     patience: Seconds = 60.0
     answer_after: Annotated[float, Field(gt=0, le=7 * 86400)] = 60.0  # a site waits for no more than that
     deadline_after: Seconds = 600.0

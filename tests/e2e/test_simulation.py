@@ -40,3 +40,12 @@ def test_virtual_sites_contribute_once_each_with_a_ledger_of_their_own(tmp_path:
         with open_ledger(Site.load(out / "sites" / f"site-{place:04d}" / "site.yaml")) as ledger:
             payloads |= {e["payload"] for e in ledger.history() if e["kind"] == "COMMIT"}
     assert len(payloads) == 3
+
+
+def test_more_sites_than_a_round_can_have_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.simulation import main
+
+    assert main(["--out", str(tmp_path / "out"), "--sites", "401"]) == 2
+    assert capsys.readouterr().err.startswith("--sites: 401 is none of 1 to 400") and not (tmp_path / "out").exists()

@@ -44,6 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return found
 
 
+UNUSED = "a strategy asks who is there, then sends and receives"
+
+
 class LocalGrid(Grid):
     """Sites of this process at the other end: each answers its order at once. Node ids say nothing of names."""
 
@@ -51,23 +54,23 @@ class LocalGrid(Grid):
         self.sites, self.sent = sites, 0
 
     def set_run(self, run: object) -> None:
-        raise NotImplementedError
+        raise AssertionError(UNUSED)
 
     @property
     def run(self) -> object:  # type: ignore[override]
-        raise NotImplementedError
+        raise AssertionError(UNUSED)
 
     def create_message(self, *_: object, **__: object) -> Message:
-        raise NotImplementedError
+        raise AssertionError(UNUSED)
 
     def get_node_ids(self) -> Iterable[int]:
         return list(self.sites)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
+        raise AssertionError(UNUSED)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+        raise AssertionError(UNUSED)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         import json
